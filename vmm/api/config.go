@@ -1,0 +1,92 @@
+// Package api is what crosses the line between the supervisor (spore) and the jailed VMM (spore-vmm):
+// the configuration of a machine, the requests and events of its control socket, and the messages of
+// its vsock broker. It holds plain data only and links nothing but the standard library and
+// internal/wire, so that both sides may import it.
+package api
+
+// Version is the version of Config. A VMM refuses any other.
+const Version = 1
+
+// File is a position in the list of descriptors that the VMM inherits: 0 is descriptor 3.
+// A negative value means "none".
+type File int
+
+// NoFile is the File that names no descriptor.
+const NoFile File = -1
+
+// Limits of a machine. Both sides check them: the supervisor for a clear message, the VMM because it trusts nobody.
+const (
+	MaxVCPUs  = 16
+	MinMemory = 32 << 20 // bytes
+	MaxMemory = 64 << 30 // bytes
+	MaxDisks  = 8
+	MaxPmem   = 4
+	MaxFiles  = 32
+)
+
+// Config is everything the VMM is told. It holds no path: files are descriptors, by index.
+type Config struct {
+	Version int    `json:"version"` // Version
+	ID      string `json:"id"`      // of the sandbox; for logs only
+	VCPUs   int    `json:"vcpus"`   // 1 to MaxVCPUs
+	Memory  int64  `json:"memory"`  // bytes of guest RAM, a multiple of 2 MiB, MinMemory to MaxMemory
+
+	KVM     File `json:"kvm"`     // /dev/kvm, opened read-write; closed by the VMM once the VM exists
+	Control File `json:"control"` // SOCK_STREAM socket: requests in, replies and events out
+	Log     File `json:"log"`     // JSON log lines, or NoFile
+
+	Boot    Boot    `json:"boot"`
+	Disks   []Disk  `json:"disks,omitempty"`
+	Pmem    []Pmem  `json:"pmem,omitempty"`
+	Vsock   *Vsock  `json:"vsock,omitempty"`
+	Console Console `json:"console"`
+	RNG     bool    `json:"rng"`     // virtio entropy device, fed by getrandom(2)
+	Balloon bool    `json:"balloon"` // virtio balloon: inflate, deflate on OOM, statistics, free page reporting
+
+	// Test marks a bare-metal guest: Boot.Kernel is a flat image loaded and entered at 1 MiB in 64-bit mode,
+	// and no ACPI tables are written.
+	Test bool `json:"test,omitempty"`
+}
+
+// Boot says what the first vCPU runs.
+type Boot struct {
+	Kernel  File   `json:"kernel"`  // ELF vmlinux or bzImage
+	Initrd  File   `json:"initrd"`  // initramfs, or NoFile
+	Cmdline string `json:"cmdline"` // at most 2047 bytes; the VMM appends nothing
+}
+
+// Disk is one virtio-blk device, in the order of /dev/vda, /dev/vdb, …
+type Disk struct {
+	File     File   `json:"file"`      // raw image; a regular file
+	ID       string `json:"id"`        // VIRTIO_BLK_T_GET_ID, at most 20 bytes
+	ReadOnly bool   `json:"read_only"` // the descriptor must then be open O_RDONLY
+	Rate     Rate   `json:"rate"`
+}
+
+// Rate bounds a device with token buckets. The zero value is no bound.
+type Rate struct {
+	BytesPerSecond int64 `json:"bytes_per_second,omitempty"`
+	BytesBurst     int64 `json:"bytes_burst,omitempty"` // 0 means one second's worth
+	OpsPerSecond   int64 `json:"ops_per_second,omitempty"`
+	OpsBurst       int64 `json:"ops_burst,omitempty"`
+}
+
+// Pmem is one virtio-pmem device, /dev/pmem0, …: a file mapped into guest physical memory above RAM.
+// It is always read-only: the descriptor must be open O_RDONLY and the memory slot is KVM_MEM_READONLY.
+type Pmem struct {
+	File File  `json:"file"`
+	Size int64 `json:"size"` // bytes of the file; the mapping is rounded up to 2 MiB
+}
+
+// Vsock is the virtio-vsock device.
+type Vsock struct {
+	CID    uint32 `json:"cid"`    // the guest's, 3 or more
+	Broker File   `json:"broker"` // SOCK_SEQPACKET socket speaking Message
+}
+
+// Console is where the guest's virtio console (hvc0) and the optional UART go.
+type Console struct {
+	Output File `json:"output"` // guest output is written here, rate-limited and dropped when it would block; or NoFile
+	Input  File `json:"input"`  // host input, or NoFile
+	UART   bool `json:"uart"`   // adds a 16550A at port 0x3f8 (ttyS0), written to Output too: --debug-console
+}

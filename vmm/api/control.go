@@ -1,0 +1,69 @@
+package api
+
+// Op is the verb of a control request.
+type Op string
+
+// The verbs the VMM answers. Each request gets exactly one Reply, in order.
+const (
+	OpPause   Op = "pause"   // vCPUs parked, devices quiet
+	OpResume  Op = "resume"  //
+	OpStop    Op = "stop"    // end the machine now; the Exit event follows
+	OpStats   Op = "stats"   // Reply.Counters
+	OpBalloon Op = "balloon" // Request.Bytes is the new balloon size
+)
+
+// Request is one message from the supervisor.
+type Request struct {
+	ID    uint64 `json:"id"`
+	Op    Op     `json:"op"`
+	Bytes int64  `json:"bytes,omitempty"`
+}
+
+// Message is what the VMM sends: either a Reply or an Event, exactly one of them.
+type Message struct {
+	Reply *Reply `json:"reply,omitempty"`
+	Event *Event `json:"event,omitempty"`
+}
+
+// Reply answers the Request of the same ID. Error is empty on success.
+type Reply struct {
+	ID       uint64                       `json:"id"`
+	Error    string                       `json:"error,omitempty"`
+	Counters map[string]map[string]uint64 `json:"counters,omitempty"` // device → counter → value
+}
+
+// EventKind says what happened.
+type EventKind string
+
+// The events. Started comes once, before the first guest instruction; Exit comes once and is the last message.
+const (
+	EventStarted EventKind = "started"
+	EventExit    EventKind = "exit"
+)
+
+// Event is something the VMM reports by itself.
+type Event struct {
+	Kind   EventKind  `json:"kind"`
+	Steps  []Step     `json:"steps,omitempty"`  // with EventStarted: where the start-up time went
+	Reason ExitReason `json:"reason,omitempty"` // with EventExit
+	Detail string     `json:"detail,omitempty"` // one line for a person
+}
+
+// Step is one named part of start-up.
+type Step struct {
+	Name  string `json:"name"`
+	Nanos int64  `json:"nanos"` // duration
+}
+
+// ExitReason is why a machine ended.
+type ExitReason string
+
+// The reasons, from the guest's own doing to ours.
+const (
+	ExitPowerOff    ExitReason = "power-off"    // ACPI S5
+	ExitReset       ExitReason = "reset"        // ACPI reset register
+	ExitPanic       ExitReason = "panic"        // the guest kernel said so (pvpanic)
+	ExitTripleFault ExitReason = "triple-fault" // KVM_EXIT_SHUTDOWN
+	ExitStopped     ExitReason = "stopped"      // OpStop, or the control socket closed
+	ExitInternal    ExitReason = "internal"     // KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_FAIL_ENTRY or an error of ours
+)
