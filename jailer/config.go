@@ -1,0 +1,51 @@
+// Package jailer puts one process, the VMM, into its jail. It has two halves of one act: Command, run by the
+// supervisor, makes a process that is born in its own namespaces under an unprivileged uid; Enter, run first
+// thing by that process, takes away the rest: the file system, the capabilities, the limits.
+//
+// The jail holds because the process needs nothing from the host by name. Every file reaches it as a
+// descriptor, so its root is empty, its network has no interface and its filter has no open.
+package jailer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// FirstFile is the descriptor number of Config.Files[0] in the jailed process.
+const FirstFile = 3
+
+// MaxFiles bounds Config.Files.
+const MaxFiles = 64
+
+// Config is a jail. Every field must be set but Args, Env and Stderr.
+type Config struct {
+	Exe    *os.File   // the VMM's binary, opened read-only or O_PATH; run by descriptor, so no path need be reachable
+	Args   []string   // after argv[0]
+	Env    []string   // the whole environment; usually empty
+	UID    uint32     // host uid the process has outside its user namespace; not 0
+	GID    uint32     // host gid likewise; not 0
+	Files  []*os.File // become descriptors 3, 4, … of the process, and there are no others
+	Stderr *os.File   // descriptor 2; nil is /dev/null
+}
+
+// ErrConfig is matched by every error about a Config that cannot be a jail.
+var ErrConfig = errors.New("invalid jail")
+
+// Validate reports the first thing wrong with c.
+func (c *Config) Validate() error {
+	switch {
+	case c.Exe == nil:
+		return fmt.Errorf("%w: no executable", ErrConfig)
+	case c.UID == 0 || c.GID == 0:
+		return fmt.Errorf("%w: uid %d, gid %d: neither may be 0", ErrConfig, c.UID, c.GID)
+	case len(c.Files) > MaxFiles:
+		return fmt.Errorf("%w: %d files, at most %d", ErrConfig, len(c.Files), MaxFiles)
+	}
+	for i, f := range c.Files {
+		if f == nil {
+			return fmt.Errorf("%w: file %d is nil", ErrConfig, i)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,180 @@
+package jailer_test
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"spore/internal/testenv"
+	"spore/jailer"
+)
+
+// inmate is the environment variable that makes this test binary the jailed process.
+const inmate = "SPORE_TEST_INMATE"
+
+// report is what the inmate saw from inside.
+type report struct {
+	Enter       string
+	Entries     int    // directory entries of /
+	OpenErr     string // opening /etc/passwd
+	WriteErr    string // creating a file in /
+	MountErr    string
+	Pid         int
+	Caps        [6]uint32
+	NoNewPrivs  int
+	Dumpable    int
+	Descriptors []int
+	SetuidErr   string
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(inmate) != "" {
+		serveTime()
+	}
+	os.Exit(m.Run())
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// serveTime enters the jail, tries what must fail, and writes its report to descriptor 3.
+func serveTime() {
+	var r report
+	r.Enter = text(jailer.Enter(1))
+	entries, err := os.ReadDir("/")
+	r.Entries = len(entries)
+	if err != nil {
+		r.Entries = -1
+	}
+	_, err = os.Open("/etc/passwd")
+	r.OpenErr = text(err)
+	_, err = os.Create("/x")
+	r.WriteErr = text(err)
+	r.MountErr = text(unix.Mount("x", "/", "tmpfs", 0, ""))
+	r.Pid = os.Getpid()
+	r.SetuidErr = text(unix.Setresuid(1, 1, 1))
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&head, &caps[0]); err == nil {
+		r.Caps = [6]uint32{caps[0].Effective, caps[1].Effective, caps[0].Permitted, caps[1].Permitted, caps[0].Inheritable, caps[1].Inheritable}
+	}
+	r.NoNewPrivs, _ = unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	r.Dumpable, _ = unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	for fd := 0; fd < 512; fd++ {
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			r.Descriptors = append(r.Descriptors, fd)
+		}
+	}
+	out := os.NewFile(jailer.FirstFile, "report")
+	json.NewEncoder(out).Encode(r)
+	os.Exit(0)
+}
+
+// jailed runs this binary in a jail and returns what it reports.
+func jailed(t *testing.T) report {
+	t.Helper()
+	exe, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer exe.Close()
+	pr, pw, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pr.Close()
+	uid, gid := jailer.Identity(7)
+	pidfd := -1
+	cmd, release, err := jailer.Command(jailer.Config{
+		Exe: exe, Env: []string{inmate + "=1"}, UID: uid, GID: gid, Files: []*os.File{pw}, Stderr: os.Stderr,
+	}, &pidfd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("start: %v", err)
+	}
+	pw.Close()
+	var r report
+	decodeErr := json.NewDecoder(pr).Decode(&r)
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("inmate: %v", err)
+	}
+	if decodeErr != nil {
+		t.Fatalf("read report: %v", decodeErr)
+	}
+	if pidfd < 0 {
+		t.Error("no pidfd")
+	}
+	unix.Close(pidfd)
+	return r
+}
+
+func TestEnter(t *testing.T) {
+	testenv.Require(t, testenv.Root)
+	// JAIL-04: the parent holds descriptors of a host directory that are not close-on-exec.
+	dir, err := unix.Open("/etc", unix.O_DIRECTORY|unix.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(dir)
+	high, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD, 300)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(high)
+
+	r := jailed(t)
+	if r.Enter != "" {
+		t.Fatalf("enter: %s", r.Enter)
+	}
+	if r.Entries != 0 {
+		t.Errorf("root has %d entries, want an empty directory", r.Entries)
+	}
+	for what, got := range map[string]string{"open /etc/passwd": r.OpenErr, "create /x": r.WriteErr, "mount": r.MountErr, "setuid": r.SetuidErr} {
+		if got == "" {
+			t.Errorf("%s succeeded in the jail", what)
+		}
+	}
+	if r.Pid != 1 {
+		t.Errorf("pid %d, want 1 of a namespace of its own", r.Pid)
+	}
+	if r.Caps != [6]uint32{} {
+		t.Errorf("capabilities %#x, want none", r.Caps)
+	}
+	if r.NoNewPrivs != 1 || r.Dumpable != 0 {
+		t.Errorf("no_new_privs %d, dumpable %d; want 1, 0", r.NoNewPrivs, r.Dumpable)
+	}
+	for _, fd := range r.Descriptors {
+		if fd > jailer.FirstFile {
+			t.Errorf("JAIL-04: descriptor %d leaked into the jail", fd)
+		}
+	}
+}
+
+func TestConfigRefused(t *testing.T) {
+	exe, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer exe.Close()
+	for name, cfg := range map[string]jailer.Config{
+		"no executable": {UID: 1, GID: 1},
+		"uid 0":         {Exe: exe, GID: 1},
+		"gid 0":         {Exe: exe, UID: 1},
+		"nil file":      {Exe: exe, UID: 1, GID: 1, Files: []*os.File{nil}},
+		"many files":    {Exe: exe, UID: 1, GID: 1, Files: make([]*os.File, jailer.MaxFiles+1)},
+	} {
+		if _, _, err := jailer.Command(cfg, nil); !errors.Is(err, jailer.ErrConfig) {
+			t.Errorf("%s: error %v, want ErrConfig", name, err)
+		}
+	}
+}
