@@ -1,0 +1,129 @@
+package archtest
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// module is the import path of the project.
+const module = "spore"
+
+// mayImport is the import table of ARCHITECTURE.md: what each of our packages may import of our packages. A
+// key ending in /... covers everything below it. A package that is not covered fails the test.
+var mayImport = map[string][]string{
+	"cmd/spore":             {"sandbox", "sandbox/...", "rootfs", "emuhost", "emuhost/...", "doctor", "guest", "agent", "internal/..."},
+	"cmd/spore-vmm":         {"jailer", "jailer/seccomp", "vmm", "vmm/...", "internal/wire", "internal/timing"},
+	"cmd/spore-agent":       {"agent", "agent/..."},
+	"cmd/spore-hostinit":    {"emuhost/..."},
+	"sandbox/...":           {"sandbox/...", "rootfs", "jailer", "vmm/api", "agent", "guest", "internal/..."},
+	"jailer/...":            {"jailer/..."},
+	"vmm":                   {"vmm/...", "virtio", "virtio/...", "guestmem", "kvm", "jailer/seccomp", "internal/..."},
+	"vmm/api":               {"internal/wire"},
+	"vmm/acpi/...":          {"guestmem"},
+	"vmm/boot/...":          {"guestmem", "kvm", "vmm/acpi"},
+	"vmm/control":           {"vmm/api", "internal/wire"},
+	"vmm/policy/...":        {"jailer/seccomp", "vmm/policy"},
+	"vmm/...":               {"guestmem", "kvm", "vmm/..."},
+	"virtio":                {"virtio/queue", "guestmem"},
+	"virtio/queue":          {"guestmem"},
+	"virtio/mmio":           {"virtio", "virtio/queue", "guestmem"},
+	"virtio/virtiotest/...": {"virtio", "virtio/...", "guestmem"},
+	"virtio/...":            {"virtio", "virtio/queue", "guestmem", "virtio/block/...", "vmm/api"},
+	"guestmem":              {},
+	"kvm":                   {},
+	"rootfs/...":            {"rootfs/...", "internal/..."},
+	"agent":                 {"internal/wire"},
+	"agent/...":             {"agent", "agent/...", "internal/wire"},
+	"emuhost/...":           {"emuhost/...", "internal/..."},
+	"doctor/...":            {"kvm", "guestmem", "jailer", "vmm/boot", "internal/..."},
+	"guest/...":             {"guest/..."},
+	"bench/...":             {"sandbox", "sandbox/...", "agent", "vmm/api", "jailer", "guest", "rootfs", "internal/...", "bench/..."},
+	"test/...":              {"sandbox", "sandbox/...", "agent", "vmm/api", "jailer", "guest", "guest/...", "internal/..."},
+	"internal/...":          {"internal/..."},
+}
+
+// mustNotLink names what the closure of a binary may never contain, each with its reason.
+var mustNotLink = []struct{ binary, path, why string }{
+	{"cmd/spore-vmm", "net", "the jailed process makes no socket; start time, memory and system calls"},
+	{"cmd/spore-vmm", "net/http", "no HTTP parser beside guest memory"},
+	{"cmd/spore-vmm", "os/exec", "the jailed process starts no program"},
+	{"cmd/spore-vmm", "github.com/urfave/cli/v2", "no command line in the jail"},
+	{"cmd/spore-agent", "net/http", "PID 1 stays small"},
+	{"cmd/spore-agent", "spore/vmm", "the guest holds no host code"},
+	{"cmd/spore-agent", "spore/jailer", "the guest holds no host code"},
+	{"cmd/spore", "spore/vmm", "the supervisor holds no device code"},
+	{"cmd/spore", "spore/virtio/queue", "the supervisor holds no device code"},
+}
+
+func list(t *testing.T, args ...string) []string {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list"}, args...)...)
+	cmd.Dir = root
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, out)
+	}
+	return strings.Split(strings.TrimSpace(string(out)), "\n")
+}
+
+// match reports whether pattern covers pkg, and how specific it is.
+func match(pattern, pkg string) (bool, int) {
+	if prefix, ok := strings.CutSuffix(pattern, "/..."); ok {
+		return pkg == prefix || strings.HasPrefix(pkg, prefix+"/"), len(prefix)
+	}
+	return pattern == pkg, len(pattern) + 1000
+}
+
+// allowed returns the row of the table that governs pkg: the most specific one.
+func allowed(pkg string) (row []string, ok bool) {
+	best := -1
+	for pattern, r := range mayImport {
+		if hit, n := match(pattern, pkg); hit && n > best {
+			best, row, ok = n, r, true
+		}
+	}
+	return row, ok
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	for _, line := range list(t, "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...") {
+		fields := strings.Fields(line)
+		pkg := strings.TrimPrefix(fields[0], module+"/")
+		row, ok := allowed(pkg)
+		if !ok {
+			t.Errorf("package %s is not in the import table", pkg)
+			continue
+		}
+		for _, imp := range fields[1:] {
+			dep, ours := strings.CutPrefix(imp, module+"/")
+			if !ours {
+				continue
+			}
+			fine := false
+			for _, pattern := range row {
+				hit, _ := match(pattern, dep)
+				fine = fine || hit
+			}
+			if !fine {
+				t.Errorf("%s imports %s, which the import table does not allow", pkg, dep)
+			}
+		}
+	}
+}
+
+func TestBinariesStaySmall(t *testing.T) {
+	closures := map[string]map[string]bool{}
+	for _, rule := range mustNotLink {
+		if closures[rule.binary] == nil {
+			deps := map[string]bool{}
+			for _, dep := range list(t, "-deps", "./"+rule.binary) {
+				deps[dep] = true
+			}
+			closures[rule.binary] = deps
+		}
+		if closures[rule.binary][rule.path] {
+			t.Errorf("%s links %s: %s", rule.binary, rule.path, rule.why)
+		}
+	}
+}
