@@ -1,0 +1,110 @@
+package mmio
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"spore/virtio"
+	"spore/virtio/queue"
+)
+
+// runner is one run of the device, from start to stop.
+type runner struct {
+	cancel context.CancelFunc
+	done   chan struct{} // closed when Run has returned
+}
+
+// start makes the queues and lets the device run. fresh says that the driver has just set them up. A queue that
+// cannot be is the driver's fault: the device asks for a reset, and nothing runs (TR-05). mu is held.
+func (t *Transport) start(fresh bool) {
+	if t.paused || t.needsReset.Load() {
+		return
+	}
+	f := queue.Features{Indirect: t.driverFeatures&virtio.FeatureIndirect != 0, EventIdx: t.driverFeatures&virtio.FeatureEventIdx != 0}
+	t.queues = make([]*queue.Queue, len(t.states))
+	for i, s := range t.states {
+		if !s.Ready {
+			continue
+		}
+		if fresh {
+			s.NextAvail, s.NextUsed = 0, 0
+		}
+		q, err := queue.New(t.cfg.Mem, s, f, t.kickFile(i))
+		if err != nil {
+			t.fail(err)
+			t.queues = nil
+			return
+		}
+		t.queues[i] = q
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &runner{cancel: cancel, done: make(chan struct{})}
+	t.runner = r
+	active := virtio.Active{Features: t.driverFeatures, Mem: t.cfg.Mem, Queues: t.queues, Used: t.used, Changed: t.changed}
+	go func() {
+		defer close(r.done)
+		if err := t.runDevice(ctx, active); err != nil && ctx.Err() == nil {
+			t.fail(err)
+		}
+	}()
+}
+
+// kickFile is the eventfd of queue i, nil without one.
+func (t *Transport) kickFile(i int) *os.File {
+	if t.cfg.Kick == nil {
+		return nil
+	}
+	return t.cfg.Kick(i)
+}
+
+// runDevice runs the device model. A panic in it, which would be our mistake, costs the guest this device and
+// not the process its other work; it is counted and logged with its stack.
+func (t *Transport) runDevice(ctx context.Context, a virtio.Active) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.counts.panics.Add(1)
+			t.cfg.Log.Error("device model panicked", "device", t.cfg.Device.Type(), "err", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("device model panicked: %v", p)
+		}
+	}()
+	return t.cfg.Device.Run(ctx, a)
+}
+
+// stop ends the run, if there is one, and keeps where the queues are. mu is held: the device's callbacks do
+// not take it.
+func (t *Transport) stop() {
+	if t.runner == nil {
+		return
+	}
+	t.runner.cancel()
+	<-t.runner.done
+	t.runner = nil
+	for i, q := range t.queues {
+		if q != nil {
+			t.states[i] = q.State()
+		}
+	}
+}
+
+// fail makes the device ask for a reset (virtio 1.2 §2.1.2) and tells the driver so.
+func (t *Transport) fail(err error) {
+	t.counts.failures.Add(1)
+	t.cfg.Log.Debug("device needs reset", "device", t.cfg.Device.Type(), "err", err)
+	t.needsReset.Store(true)
+	t.changed()
+}
+
+// used raises the used-buffer interrupt.
+func (t *Transport) used(int) {
+	t.interrupts.Or(interruptUsed)
+	t.cfg.Interrupt()
+}
+
+// changed raises the configuration-change interrupt.
+func (t *Transport) changed() {
+	t.generation.Add(1)
+	t.interrupts.Or(interruptChanged)
+	t.cfg.Interrupt()
+}
