@@ -7,8 +7,8 @@ package api
 // Version is the version of Config. A VMM refuses any other.
 const Version = 1
 
-// File is a position in the list of descriptors that the VMM inherits: 0 is descriptor 3.
-// A negative value means "none".
+// File is a position in the list of descriptors that the VMM inherits after the configuration: the configuration
+// itself arrives on descriptor 3, and 0 is descriptor 4. A negative value means "none".
 type File int
 
 // NoFile is the File that names no descriptor.
@@ -81,7 +81,7 @@ type Pmem struct {
 // Vsock is the virtio-vsock device.
 type Vsock struct {
 	CID    uint32 `json:"cid"`    // the guest's, 3 or more
-	Broker File   `json:"broker"` // SOCK_SEQPACKET socket speaking Message
+	Broker File   `json:"broker"` // SOCK_SEQPACKET socket speaking BrokerMessage
 }
 
 // Console is where the guest's virtio console (hvc0) and the optional UART go.
@@ -89,4 +89,19 @@ type Console struct {
 	Output File `json:"output"` // guest output is written here, rate-limited and dropped when it would block; or NoFile
 	Input  File `json:"input"`  // host input, or NoFile
 	UART   bool `json:"uart"`   // adds a 16550A at port 0x3f8 (ttyS0), written to Output too: --debug-console
+}
+
+// Files lists every File that c names, NoFile included, in no particular order.
+func (c *Config) Files() []File {
+	out := []File{c.KVM, c.Control, c.Log, c.Boot.Kernel, c.Boot.Initrd, c.Console.Output, c.Console.Input}
+	for _, d := range c.Disks {
+		out = append(out, d.File)
+	}
+	for _, p := range c.Pmem {
+		out = append(out, p.File)
+	}
+	if c.Vsock != nil {
+		out = append(out, c.Vsock.Broker)
+	}
+	return out
 }

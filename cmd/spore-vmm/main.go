@@ -1,0 +1,101 @@
+// Command spore-vmm runs one microVM. The supervisor starts it in its jail with nothing but descriptors:
+//
+//	3      the configuration: one internal/wire frame that holds an api.Config
+//	4 …    the files that the configuration names: api.File 0 is descriptor 4
+//
+// It takes no arguments but -unjailed, for tests and measurements, which skips the jail and the filter. It exits with
+// 0 when the machine's end has been reported on the control socket, whatever the end was, and with 1 when it could not
+// do its job; the reason is then on standard error too.
+
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"time"
+
+	"spore/internal/timing"
+	"spore/vmm"
+	"spore/vmm/api"
+	"spore/vmm/control"
+)
+
+func main() {
+	if err := run(len(os.Args) == 2 && os.Args[1] == "-unjailed"); err != nil {
+		fmt.Fprintln(os.Stderr, "spore-vmm:", err)
+		os.Exit(1)
+	}
+	os.Exit(0) // without waiting for the kernel to free the VM in an orderly Close
+}
+
+func run(unjailed bool) error {
+	clock := timing.Start()
+	cfg, files, err := receive()
+	if err != nil {
+		return err
+	}
+	clock.Done("config")
+	if !unjailed {
+		if err := enterJail(len(files)); err != nil {
+			return err
+		}
+		clock.Done("jail")
+	}
+	time.Local = time.UTC // or the first log line would open /etc/localtime
+	runtime.GOMAXPROCS(cfg.VCPUs + 1)
+	log := logger(cfg, files)
+	if cfg.Control < 0 {
+		return errors.New("configuration names no control socket")
+	}
+	server := control.New(files[cfg.Control], log)
+	if err := serve(cfg, files, server, log, clock, unjailed); err != nil {
+		server.Event(api.Event{Kind: api.EventExit, Reason: api.ExitInternal, Detail: err.Error()})
+		return err
+	}
+	return nil
+}
+
+// serve runs the machine from its making to its end.
+func serve(cfg api.Config, files []*os.File, server *control.Server, log *slog.Logger, clock *timing.Clock, unjailed bool) error {
+	m, err := vmm.New(cfg, vmm.Env{Files: files, Log: log, Clock: clock})
+	if err != nil {
+		return err
+	}
+	if !unjailed {
+		if err := installFilter(); err != nil {
+			return err
+		}
+		clock.Done("filter")
+	}
+	ctx := context.Background()
+	if err := server.Event(api.Event{Kind: api.EventStarted, Steps: steps(clock)}); err != nil {
+		return fmt.Errorf("report start: %w", err)
+	}
+	go func() {
+		if err := server.Serve(ctx, m); err != nil {
+			log.Warn("control socket", "error", err)
+		}
+	}()
+	if err := m.Resume(ctx); err != nil {
+		return err
+	}
+	exit, err := m.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	return server.Event(api.Event{Kind: api.EventExit, Reason: exit.Reason, Detail: exit.Detail})
+}
+
+func steps(clock *timing.Clock) []api.Step {
+	var out []api.Step
+	for _, s := range clock.Steps() {
+		out = append(out, api.Step{Name: s.Name, Nanos: s.Duration.Nanoseconds()})
+	}
+	return out
+}

@@ -1,0 +1,106 @@
+// Package control serves the control socket of a VMM: requests in, one reply each, in order, and the two events
+// of a machine's life. It knows the machine only by what requests ask of it.
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"spore/internal/wire"
+	"spore/vmm/api"
+)
+
+// Machine is what requests act on.
+type Machine interface {
+	Pause(context.Context) error
+	Resume(context.Context) error
+	Stop(detail string) // the machine ends; safe at any time
+	Stats() map[string]map[string]uint64
+	SetBalloon(bytes int64) error
+}
+
+// patience bounds a pause or resume. A device that takes longer is broken, and the supervisor hears so.
+const patience = 30 * time.Second
+
+// Server speaks for one machine on one connection.
+type Server struct {
+	conn io.ReadWriter
+	log  *slog.Logger
+
+	mu   sync.Mutex // one message at a time
+	last bool       // the exit event is out; nothing may follow it
+}
+
+// New makes a Server on conn. A nil log is silent.
+func New(conn io.ReadWriter, log *slog.Logger) *Server {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{conn: conn, log: log}
+}
+
+// Event sends an event. After EventExit nothing more is sent.
+func (s *Server) Event(e api.Event) error { return s.send(api.Message{Event: &e}) }
+
+func (s *Server) send(m api.Message) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last {
+		return nil
+	}
+	s.last = m.Event != nil && m.Event.Kind == api.EventExit
+	return wire.Write(s.conn, m)
+}
+
+// Serve answers requests, one at a time, until the connection ends; then it stops the machine, because nobody is left
+// to do it. It returns what ended the connection, nil for an orderly close.
+func (s *Server) Serve(ctx context.Context, m Machine) error {
+	for {
+		var r api.Request
+		if err := wire.Read(s.conn, &r); err != nil {
+			m.Stop("control socket closed")
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return fmt.Errorf("read control request: %w", err)
+		}
+		reply := s.answer(ctx, m, r)
+		if err := s.send(api.Message{Reply: &reply}); err != nil {
+			m.Stop("control socket broken")
+			return fmt.Errorf("send control reply: %w", err)
+		}
+		if r.Op == api.OpStop {
+			m.Stop("asked to stop") // after the reply, because the exit event is the last message
+		}
+	}
+}
+
+func (s *Server) answer(ctx context.Context, m Machine, r api.Request) api.Reply {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	reply := api.Reply{ID: r.ID}
+	var err error
+	switch r.Op {
+	case api.OpPause:
+		err = m.Pause(ctx)
+	case api.OpResume:
+		err = m.Resume(ctx)
+	case api.OpStop:
+	case api.OpStats:
+		reply.Counters = m.Stats()
+	case api.OpBalloon:
+		err = m.SetBalloon(r.Bytes)
+	default:
+		err = fmt.Errorf("unknown request %q", r.Op)
+	}
+	if err != nil {
+		reply.Error = err.Error()
+		s.log.Warn("control request refused", "op", r.Op, "error", err)
+	}
+	return reply
+}

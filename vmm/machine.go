@@ -1,0 +1,222 @@
+// Package vmm is one microVM in one process: guest memory, vCPUs, devices and their life. It reads top to
+// bottom as a machine starts: New builds it paused, Resume lets it run, Wait says how it ended.
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"spore/internal/timing"
+	"spore/kvm"
+	"spore/vmm/api"
+	"spore/vmm/boot"
+)
+
+// Env is what the process gives the machine beside its Config.
+type Env struct {
+	Files []*os.File    // Config's File indexes into it; the machine closes those it takes over
+	Log   *slog.Logger  // nil is silent
+	Clock *timing.Clock // collects the steps of New; nil is none
+}
+
+// Exit is how a machine ended.
+type Exit struct {
+	Reason api.ExitReason
+	Detail string // one line for a person
+}
+
+// Machine is one microVM. Resume, Pause, Stats, SetBalloon, Stop, Wait and Close may be called by any goroutine.
+type Machine struct {
+	cfg   api.Config
+	log   *slog.Logger
+	vm    *kvm.VM
+	ram   *ram
+	image *boot.Image
+	mmio  bus
+	ports bus
+	cpus  []*vcpu
+	devs  []*device
+
+	gate    *gate
+	running sync.WaitGroup // vCPU goroutines
+
+	mu    sync.Mutex // one change of state at a time
+	state State
+
+	ending atomic.Bool   // the machine has ended or is about to
+	once   sync.Once     // the first end is the one that counts
+	exit   Exit          // valid once ended is closed
+	ended  chan struct{} // closed by the first end
+}
+
+// New builds the machine of cfg: memory, VM, interrupt controllers, vCPUs, devices, kernel, registers. It is
+// paused. On error everything New made is undone; files it took over may be closed.
+func New(cfg api.Config, env Env) (_ *Machine, err error) {
+	if err := check(&cfg, env.Files); err != nil {
+		return nil, err
+	}
+	m := &Machine{
+		cfg: cfg, log: env.Log, gate: newGate(), ended: make(chan struct{}),
+		mmio:  bus{name: "memory"},
+		ports: bus{name: "port", fill: 0xff}, // an undriven bus reads as ones
+	}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.release())
+		}
+	}()
+	for _, step := range []struct {
+		name string
+		do   func(Env) error
+	}{
+		{"memory", m.makeMemory},
+		{"vm", m.makeVM},
+		{"devices", m.makeDevices},
+		{"kernel", m.loadKernel},
+		{"registers", m.setRegisters},
+	} {
+		if err := step.do(env); err != nil {
+			return nil, fmt.Errorf("build machine: %s: %w", step.name, err)
+		}
+		if env.Clock != nil {
+			env.Clock.Done(step.name)
+		}
+	}
+	for _, c := range m.cpus {
+		m.running.Go(func() { m.loop(c) })
+	}
+	return m, nil
+}
+
+func (m *Machine) makeMemory(env Env) (err error) {
+	m.ram, err = newRAM(&m.cfg, env)
+	return err
+}
+
+// end records why the machine ended and sends its vCPUs home. Only the first call counts. It may be called by
+// a vCPU's own goroutine, so it waits for nothing.
+func (m *Machine) end(reason api.ExitReason, detail string) {
+	m.once.Do(func() {
+		m.exit = Exit{reason, detail}
+		m.ending.Store(true)
+		m.gate.set(wantStop)
+		m.kick()
+		close(m.ended)
+	})
+}
+
+func (m *Machine) kick() {
+	for _, c := range m.cpus {
+		if err := c.kvm.Kick(); err != nil {
+			m.log.Warn("kick vCPU", "vcpu", c.id, "error", err)
+		}
+	}
+}
+
+// Resume lets a paused machine run: devices first, then vCPUs.
+func (m *Machine) Resume(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.state.to(Running); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	for _, d := range m.devs {
+		if err := d.regs.Resume(); err != nil {
+			return fmt.Errorf("resume %s: %w", d.name, err)
+		}
+	}
+	m.state = Running
+	m.gate.set(wantRun)
+	return nil
+}
+
+// Pause parks the vCPUs, then stops the devices. When it fails, because ctx ended or a device would not stop,
+// the machine may be half paused; Pause may be tried again, and Stop always works.
+func (m *Machine) Pause(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.state.to(Paused); err != nil {
+		return err
+	}
+	m.gate.set(wantPause)
+	m.kick()
+	if err := m.quiesce(ctx); err != nil {
+		return err
+	}
+	m.state = Paused
+	return nil
+}
+
+// quiesce waits for the vCPUs to park and stops the devices.
+func (m *Machine) quiesce(ctx context.Context) error {
+	if err := m.gate.settle(ctx); err != nil {
+		return fmt.Errorf("park vCPUs: %w", err)
+	}
+	for _, d := range m.devs {
+		if err := d.regs.Pause(ctx); err != nil {
+			return fmt.Errorf("pause %s: %w", d.name, err)
+		}
+	}
+	return nil
+}
+
+// Stop ends the machine now, whatever the guest does. Wait then returns ExitStopped, unless something else
+// ended it before.
+func (m *Machine) Stop(detail string) { m.end(api.ExitStopped, detail) }
+
+// Wait blocks until the machine has ended and its devices are quiet, or ctx ends.
+func (m *Machine) Wait(ctx context.Context) (Exit, error) {
+	select {
+	case <-m.ended:
+	case <-ctx.Done():
+		return Exit{}, ctx.Err()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state == Running {
+		if err := m.quiesce(ctx); err != nil {
+			return m.exit, err
+		}
+	}
+	m.state = Stopped
+	return m.exit, nil
+}
+
+// Close ends the machine and releases everything. It takes some 15 ms, which KVM needs to free a VM; a process
+// that exits anyway need not call it.
+func (m *Machine) Close() error {
+	m.Stop("closed")
+	_, err := m.Wait(context.Background())
+	m.running.Wait()
+	return errors.Join(err, m.release())
+}
+
+// release undoes New; no vCPU goroutine runs.
+func (m *Machine) release() error {
+	var errs []error
+	for _, d := range m.devs {
+		errs = append(errs, d.close())
+	}
+	for _, c := range m.cpus {
+		errs = append(errs, c.kvm.Close())
+	}
+	if m.vm != nil {
+		errs = append(errs, m.vm.Close())
+	}
+	if m.ram != nil {
+		errs = append(errs, m.ram.close())
+	}
+	m.devs, m.cpus, m.vm, m.ram = nil, nil, nil, nil
+	return errors.Join(errs...)
+}

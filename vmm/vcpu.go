@@ -1,0 +1,115 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"spore/kvm"
+	"spore/vmm/api"
+)
+
+// exitKinds bounds the exit reasons that are counted by number; all others share the last place.
+const exitKinds = 32
+
+// vcpu is one virtual processor and the goroutine that runs it.
+type vcpu struct {
+	id    int
+	kvm   *kvm.VCPU
+	exits [exitKinds]atomic.Uint64
+	kicks atomic.Uint64 // returns because of a signal, wanted or not
+}
+
+// loop runs the vCPU until the machine ends. It is the body of the vCPU's goroutine.
+func (m *Machine) loop(c *vcpu) {
+	c.kvm.Bind() // and never unlocked: the thread ends with the goroutine
+	for m.gate.pass() {
+		reason, detail := m.enter(c)
+		m.gate.leave()
+		if reason != "" {
+			m.end(reason, detail)
+		}
+	}
+}
+
+// enter runs the guest until the gate closes or the machine must end, in which case it returns why.
+func (m *Machine) enter(c *vcpu) (reason api.ExitReason, detail string) {
+	for {
+		exit, err := c.kvm.Run()
+		if err != nil {
+			if !errors.Is(err, kvm.ErrInterrupted) {
+				return api.ExitInternal, fmt.Sprintf("vCPU %d: %v", c.id, err)
+			}
+			c.kicks.Add(1)
+			c.kvm.ClearKick()
+			if m.gate.want.Load() == wantRun {
+				continue
+			}
+			if err := c.kvm.Finish(); err != nil {
+				return api.ExitInternal, fmt.Sprintf("vCPU %d: %v", c.id, err)
+			}
+			return "", ""
+		}
+		c.exits[min(exit.Reason, exitKinds-1)].Add(1)
+		switch exit.Reason {
+		case kvm.ExitIO:
+			m.portAccess(exit)
+		case kvm.ExitMMIO:
+			m.memoryAccess(exit)
+		default:
+			if reason, detail := fatal(c.id, exit); reason != "" {
+				return reason, detail
+			}
+		}
+		if m.ending.Load() {
+			return "", "" // a register write of this vCPU ended the machine
+		}
+	}
+}
+
+func (m *Machine) memoryAccess(e kvm.Exit) {
+	if e.Write {
+		m.mmio.write(e.Addr, e.Data)
+	} else {
+		m.mmio.read(e.Addr, e.Data)
+	}
+}
+
+// portAccess handles IN, OUT and their string forms: every element goes to the same port.
+func (m *Machine) portAccess(e kvm.Exit) {
+	for d := e.Data; len(d) >= e.Size && len(d) > 0; d = d[e.Size:] {
+		if e.Write {
+			m.ports.write(e.Addr, d[:e.Size])
+		} else {
+			m.ports.read(e.Addr, d[:e.Size])
+		}
+	}
+}
+
+// fatal judges an exit that is no register access. An empty reason means: go on.
+func fatal(id int, e kvm.Exit) (api.ExitReason, string) {
+	switch e.Reason {
+	case kvm.ExitHLT, kvm.ExitInterrupted, kvm.ExitUnknown:
+		return "", "" // the in-kernel irqchip handles HLT; the others are spurious
+	case kvm.ExitShutdown:
+		return api.ExitTripleFault, fmt.Sprintf("vCPU %d: triple fault", id)
+	case kvm.ExitInternalError:
+		return api.ExitInternal, fmt.Sprintf("vCPU %d: KVM internal error %d (%#x)", id, e.Detail[0], e.Detail[1:])
+	case kvm.ExitFailEntry:
+		return api.ExitInternal, fmt.Sprintf("vCPU %d: entry failed, hardware reason %#x", id, e.Detail[0])
+	case kvm.ExitSystemEvent:
+		return api.ExitTripleFault, fmt.Sprintf("vCPU %d: system event %d", id, e.Detail[0])
+	}
+	return api.ExitInternal, fmt.Sprintf("vCPU %d: unexpected exit %v", id, e.Reason)
+}
+
+// counters adds this vCPU's counts.
+func (c *vcpu) counters() map[string]uint64 {
+	out := map[string]uint64{"kicks": c.kicks.Load()}
+	for i := range c.exits {
+		if n := c.exits[i].Load(); n > 0 {
+			out[kvm.ExitReason(i).String()] = n
+		}
+	}
+	return out
+}
