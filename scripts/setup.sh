@@ -1,0 +1,51 @@
+#!/bin/sh
+# Installs the Debian packages of apt-packages.txt that are missing. Does
+# nothing, quickly, when all are there.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+wanted=$(grep -v '^#' "$here/apt-packages.txt")
+
+missing() {
+	# dpkg-query exits with an error when it does not know a package at all.
+	installed=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $wanted 2>/dev/null |
+		sed -n 's/^installed //p') || true
+	for p in $wanted; do
+		printf '%s\n' "$installed" | grep -qxF "$p" || printf '%s ' "$p"
+	done
+}
+
+step() { # step NAME COMMAND...: run it, three times at most, and say how long it took
+	name=$1
+	shift
+	began=$(date +%s)
+	for attempt in 1 2 3; do
+		if "$@"; then
+			echo "setup: $name: $(($(date +%s) - began)) s"
+			return 0
+		fi
+		[ "$attempt" = 3 ] || sleep $((attempt * 5))
+	done
+	echo "setup: $name: given up after 3 attempts" >&2
+	return 1
+}
+
+packages=$(missing)
+if [ -z "$packages" ]; then
+	exit 0
+fi
+if [ "$(id -u)" != 0 ]; then
+	echo "setup: run as root: apt-get install $packages" >&2
+	exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+install() { apt-get install -y -q --no-install-recommends $packages >/dev/null; }
+update() { apt-get update -q >/dev/null; }
+
+# Package lists that name a package apt no longer finds are out of date.
+if ! apt-get install -s -q --no-install-recommends $packages >/dev/null 2>&1 || ! install 2>/dev/null; then
+	step "update package lists" update
+	step "install $packages" install
+else
+	echo "setup: installed $packages"
+fi
