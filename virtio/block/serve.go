@@ -227,7 +227,7 @@ func (s *server) work() {
 		s.mu.Lock()
 		s.complete(r, status)
 		s.idle++
-		interrupt := s.err == nil && s.q.NeedsInterrupt()
+		interrupt := s.q.NeedsInterrupt()
 		s.mu.Unlock()
 		if interrupt {
 			s.used(s.index)
@@ -274,7 +274,7 @@ func (s *server) show() {
 	}
 	s.ops, s.bytes = 0, 0
 	s.mu.Lock()
-	interrupt := s.err == nil && s.q.NeedsInterrupt()
+	interrupt := s.q.NeedsInterrupt()
 	s.mu.Unlock()
 	if interrupt {
 		s.used(s.index)

@@ -1,11 +1,7 @@
 // Package blocktest has a block.Backend in memory that fails and waits on command, for tests.
 package blocktest
 
-import (
-	"sync"
-
-	"spore/virtio/block"
-)
+import "sync"
 
 // Op names a method of block.Backend.
 type Op string
@@ -31,8 +27,6 @@ type Disk struct {
 	mu    sync.Mutex
 	calls map[Op]int
 }
-
-var _ block.Backend = (*Disk)(nil)
 
 // Calls returns how many operations of the kind got past Before.
 func (d *Disk) Calls(op Op) int {
