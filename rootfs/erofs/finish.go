@@ -189,7 +189,7 @@ func settle(pos, xattrs, tail int64) int64 {
 
 // writeDirs writes the whole blocks of all directories, which lie back to back from block start on.
 func (w *Writer) writeDirs(order []placed, root *Inode, start int64) error {
-	out := bufio.NewWriterSize(io.NewOffsetWriter(w.file, start*BlockSize), copyBuffer)
+	out := bufio.NewWriterSize(io.NewOffsetWriter(w.file, start*BlockSize), writeBuffer)
 	parents := map[*Inode]*Inode{root: root}
 	for i := range order {
 		n := order[i].inode
@@ -210,7 +210,7 @@ func (w *Writer) writeDirs(order []placed, root *Inode, start int64) error {
 }
 
 func (w *Writer) writeInodes(order []placed, root *Inode, metaStart int64) error {
-	out := bufio.NewWriterSize(io.NewOffsetWriter(w.file, metaStart*BlockSize), copyBuffer)
+	out := bufio.NewWriterSize(io.NewOffsetWriter(w.file, metaStart*BlockSize), writeBuffer)
 	pos := int64(0)
 	for i := range order {
 		p := &order[i]

@@ -14,8 +14,11 @@ type Writer struct {
 	buf  []byte
 }
 
-// copyBuffer is a multiple of BlockSize.
-const copyBuffer = 1 << 20
+// Sizes of buffers; copyBuffer is a multiple of BlockSize.
+const (
+	copyBuffer  = 1 << 20
+	writeBuffer = 64 << 10
+)
 
 // NewWriter starts an image in file, which must be empty and open for reading and writing. The caller keeps
 // the file and closes it.
@@ -32,12 +35,10 @@ func (w *Writer) Append(r io.Reader, size int64) (block uint32, err error) {
 	if size <= 0 || w.next+blocks > math.MaxUint32 {
 		return 0, fmt.Errorf("content of %d bytes: %w", size, ErrInvalid)
 	}
-	if w.buf == nil {
-		w.buf = make([]byte, copyBuffer)
-	}
+	w.grow(min(size, copyBuffer))
 	start := w.next
 	for off := int64(0); off < size; {
-		n := min(size-off, copyBuffer)
+		n := min(size-off, int64(len(w.buf)))
 		if _, err := io.ReadFull(r, w.buf[:n]); err != nil {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
@@ -52,6 +53,13 @@ func (w *Writer) Append(r io.Reader, size int64) (block uint32, err error) {
 	}
 	w.next = start + blocks
 	return uint32(start), nil
+}
+
+// grow makes room for n bytes in the buffer, in whole blocks.
+func (w *Writer) grow(n int64) {
+	if n = roundUp(n, BlockSize); int64(len(w.buf)) < n {
+		w.buf = make([]byte, n)
+	}
 }
 
 // drop forgets a partly written content, so that what follows does not find its bytes where it leaves a hole.
@@ -113,11 +121,9 @@ func (w *Writer) compact(live []extent) error {
 }
 
 func (w *Writer) move(from, to, n int64) error {
-	if w.buf == nil {
-		w.buf = make([]byte, copyBuffer)
-	}
+	w.grow(min(n, copyBuffer))
 	for n > 0 {
-		p := w.buf[:min(n, copyBuffer)]
+		p := w.buf[:min(n, int64(len(w.buf)))]
 		if k, err := w.file.ReadAt(p, from); err != nil && err != io.EOF {
 			return err
 		} else if k < len(p) { // a hole at the end of the file

@@ -38,7 +38,7 @@ func (t *Tree) Apply(ctx context.Context, r io.Reader) error {
 		if h.Typeflag == tar.TypeXGlobalHeader {
 			continue
 		}
-		if err := t.add(h, patient{ctx, archive}); err != nil {
+		if err := t.add(h, t.content(ctx, archive)); err != nil {
 			return entryError(h.Name, err)
 		}
 	}
@@ -79,17 +79,30 @@ func (m *meter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// patient ends the copying of a content when the context ends: the holes of a sparse file are not metered.
+// patient is a content while it is copied. It ends when the context does, and when a sparse file is far more than
+// the archive holds of it: the holes, which the archive's reader makes up, are not metered.
 type patient struct {
-	ctx context.Context
-	r   io.Reader
+	ctx  context.Context
+	r    io.Reader
+	tree *Tree
+	from int64 // tree.stream at the beginning
+	n    int64
 }
 
-func (p patient) Read(b []byte) (int, error) {
+func (t *Tree) content(ctx context.Context, r io.Reader) *patient {
+	return &patient{ctx: ctx, r: r, tree: t, from: t.stream}
+}
+
+func (p *patient) Read(b []byte) (int, error) {
 	if err := p.ctx.Err(); err != nil {
 		return 0, err
 	}
-	return p.r.Read(b)
+	n, err := p.r.Read(b)
+	p.n += int64(n)
+	if p.n > RatioFrom && p.n/p.tree.limits.Ratio > p.tree.stream-p.from {
+		return 0, &LimitError{"ratio", p.tree.limits.Ratio}
+	}
+	return n, err
 }
 
 func (t *Tree) count(n int64) error {
@@ -273,12 +286,9 @@ func (t *Tree) store(n *erofs.Inode, h *tar.Header, content io.Reader) error {
 		}
 		return t.charge(0, len(n.Inline))
 	}
-	// The reader of a sparse file makes up its holes: what is written is counted apart from what is read.
-	switch w := t.out.Written() + n.Size; {
-	case w > t.limits.Size:
+	// What is written is limited apart from what is read: a sparse file's holes are only written.
+	if t.out.Written()+n.Size > t.limits.Size {
 		return &LimitError{"size", t.limits.Size}
-	case w > RatioFrom && w/t.limits.Ratio > t.stream+n.Size/t.limits.Ratio && h.Typeflag != tar.TypeReg:
-		return &LimitError{"ratio", t.limits.Ratio}
 	}
 	var err error
 	n.Block, err = t.out.Append(content, n.Size)

@@ -145,12 +145,13 @@ func (w *dirWalk) addRegular(h *tar.Header, info fs.FileInfo) error {
 
 // put adds an entry as if it came out of an archive, but with a name that stands only for itself.
 func (w *dirWalk) put(h *tar.Header, content io.Reader) error {
+	metered := w.tree.content(w.ctx, content)
 	if err := w.tree.count(512 + h.Size); err != nil {
 		return err
 	}
 	parts, err := split(h.Name)
 	if err == nil {
-		err = w.tree.insert(parts, h, patient{w.ctx, content})
+		err = w.tree.insert(parts, h, metered)
 	}
 	if err != nil {
 		return entryError(h.Name, err)
