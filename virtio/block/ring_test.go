@@ -66,13 +66,7 @@ func (r *ring) run(d *Device, features uint64, kick *os.File) (stop func() error
 	r.q = q
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	active := virtio.Active{Features: features, Mem: r.mem, Queues: []*queue.Queue{q}, Used: func(int) {
-		select {
-		case r.used <- struct{}{}:
-		default:
-		}
-	}}
-	go func() { done <- d.Run(ctx, active) }()
+	go func() { done <- d.Run(ctx, r.active(features)) }()
 	var once sync.Once
 	var result error
 	stop = func() error {
@@ -89,6 +83,16 @@ func (r *ring) run(d *Device, features uint64, kick *os.File) (stop func() error
 	}
 	r.t.Cleanup(func() { stop() })
 	return stop
+}
+
+// active is what a device on the ring gets.
+func (r *ring) active(features uint64) virtio.Active {
+	return virtio.Active{Features: features, Mem: r.mem, Queues: []*queue.Queue{r.q}, Used: func(int) {
+		select {
+		case r.used <- struct{}{}:
+		default:
+		}
+	}}
 }
 
 // slot returns the memory of a slot.
