@@ -13,6 +13,7 @@ import (
 
 	"spore/internal/timing"
 	"spore/kvm"
+	"spore/virtio/balloon"
 	"spore/vmm/api"
 	"spore/vmm/boot"
 )
@@ -41,6 +42,9 @@ type Machine struct {
 	ports bus
 	cpus  []*vcpu
 	devs  []*device
+
+	balloon   *balloon.Device // nil without one
+	serialIRQ *os.File        // nil without a UART
 
 	gate    *gate
 	running sync.WaitGroup // vCPU goroutines
@@ -208,6 +212,9 @@ func (m *Machine) release() error {
 	for _, d := range m.devs {
 		errs = append(errs, d.close())
 	}
+	if m.serialIRQ != nil {
+		errs = append(errs, m.serialIRQ.Close())
+	}
 	for _, c := range m.cpus {
 		errs = append(errs, c.kvm.Close())
 	}
@@ -217,6 +224,6 @@ func (m *Machine) release() error {
 	if m.ram != nil {
 		errs = append(errs, m.ram.close())
 	}
-	m.devs, m.cpus, m.vm, m.ram = nil, nil, nil, nil
+	m.devs, m.cpus, m.serialIRQ, m.vm, m.ram = nil, nil, nil, nil, nil
 	return errors.Join(errs...)
 }

@@ -155,7 +155,7 @@ func fixXSave(e *kvm.CPUIDEntry, all []kvm.CPUIDEntry) bool {
 				e.ECX = max(e.ECX, s.EAX+s.EBX)
 			}
 		}
-		e.EBX = legacyArea // KVM keeps it up to date with XCR0
+		e.EBX = e.ECX // for the states enabled now: KVM keeps it up to date, some only once XCR0 is written
 	case 1:
 		e.EAX &^= xsaves
 		e.EBX, e.ECX, e.EDX = 0, 0, 0
