@@ -1,0 +1,123 @@
+// Package agent is how the supervisor and the guest's PID 1 speak: the messages, and the host's side of them.
+// The guest's side is package agent/guest.
+//
+//	guest                              host
+//	  │ connects to ControlPort          │   the machine is up
+//	  │──────────── Hello ──────────────►│
+//	  │◄─────────── Setup ───────────────│   hostname, clock, entropy, disks, limits
+//	  │──────────── Ready ──────────────►│   file systems are mounted, RequestPort listens
+//	  │                                  │
+//	  │◄── one connection per Request ───│   to RequestPort
+//
+// Both sides bound every frame. The host believes nothing the guest says: any program in the guest with enough
+// privilege can speak as the agent.
+package agent
+
+import "time"
+
+// Version of the protocol. The host refuses any other.
+const Version = 1
+
+// Ports of the guest's vsock: the host's that the agent calls when it is up, and the guest's that it serves.
+const (
+	ControlPort = 1024
+	RequestPort = 1025
+)
+
+// Hello is the agent's first word.
+type Hello struct {
+	Version int           `json:"version"`
+	Kernel  string        `json:"kernel"`    // release
+	Uptime  time.Duration `json:"uptime_ns"` // of the guest's kernel
+}
+
+// Setup tells the agent what the guest is to be.
+type Setup struct {
+	Hostname string `json:"hostname"`
+	Now      int64  `json:"now"`       // nanoseconds since 1970; the clock is set to it
+	Entropy  []byte `json:"entropy"`   // from the host's generator, credited in full
+	Lower    string `json:"lower"`     // device of the image: vda, pmem0
+	DAX      bool   `json:"dax"`       // mount it without a page cache
+	Upper    string `json:"upper"`     // device of the writable layer: vdb; "" is a tmpfs
+	ReadOnly bool   `json:"read_only"` // the root file system; /tmp, /run and /var/tmp become tmpfs
+	Pids     int    `json:"pids"`      // limit on processes and threads of all requests together
+}
+
+// Failure is why something was not done.
+type Failure struct {
+	Text string `json:"error"`
+	Code int    `json:"code,omitempty"` // 126 or 127 when a process could not be started
+}
+
+func (f *Failure) Error() string { return f.Text }
+
+// Op is what a Request asks for.
+type Op string
+
+// The operations.
+const (
+	OpExec     Op = "exec"     // Request.Exec; answered by FrameStarted, streams, FrameExit
+	OpPut      Op = "put"      // a tar stream to Request.Path; answered by FrameDone
+	OpGet      Op = "get"      // a tar stream of Request.Path; ends with FrameEOF
+	OpStats    Op = "stats"    // answered by FrameDone with Stats
+	OpPowerOff Op = "poweroff" // end all processes, write everything back, switch off; answered by FrameDone before
+)
+
+// Request is the first frame on a request connection.
+type Request struct {
+	Op   Op     `json:"op"`
+	Exec *Exec  `json:"exec,omitempty"`
+	Path string `json:"path,omitempty"` // absolute, in the guest
+	UID  uint32 `json:"uid,omitempty"`  // owner of what OpPut makes
+	GID  uint32 `json:"gid,omitempty"`
+}
+
+// Exec is a process to start.
+type Exec struct {
+	Args   []string `json:"args"`
+	Env    []string `json:"env"`
+	Dir    string   `json:"dir"`
+	UID    uint32   `json:"uid"`
+	GID    uint32   `json:"gid"`
+	Groups []uint32 `json:"groups,omitempty"`
+	Stdin  bool     `json:"stdin"` // FrameStdin frames will come; otherwise it is empty
+	TTY    *Winsize `json:"tty,omitempty"`
+	Main   bool     `json:"main,omitempty"` // the sandbox's command: all that it started ends with it
+}
+
+// Winsize is the size of a terminal in characters.
+type Winsize struct {
+	Rows uint16 `json:"rows"`
+	Cols uint16 `json:"cols"`
+}
+
+// Signal is a signal for the process group of a process.
+type Signal struct {
+	Number int `json:"number"`
+}
+
+// Exit is how a process ended, and what may explain it.
+type Exit struct {
+	Code     int           `json:"code"`             // if Signal is 0
+	Signal   int           `json:"signal,omitempty"` // that ended it
+	OOMKills uint64        `json:"oom_kills,omitempty"`
+	PidsMax  uint64        `json:"pids_max,omitempty"`  // times a fork was refused
+	DiskFull bool          `json:"disk_full,omitempty"` // the writable layer has no room
+	Duration time.Duration `json:"duration_ns"`
+	User     time.Duration `json:"user_ns"`
+	System   time.Duration `json:"system_ns"`
+	MaxRSS   int64         `json:"max_rss"` // bytes
+}
+
+// Stats are the guest's figures.
+type Stats struct {
+	Uptime          time.Duration `json:"uptime_ns"`
+	CPU             time.Duration `json:"cpu_ns"` // used by all requests
+	MemoryTotal     int64         `json:"memory_total"`
+	MemoryAvailable int64         `json:"memory_available"`
+	MemoryUsed      int64         `json:"memory_used"` // by all requests, page cache included
+	Pids            int64         `json:"pids"`
+	DiskTotal       int64         `json:"disk_total"`
+	DiskFree        int64         `json:"disk_free"`
+	Load            string        `json:"load"`
+}
