@@ -180,9 +180,7 @@ func (s *server) serveStats() {
 	defer st.mu.Unlock()
 	st.q, st.used = s.q, s.used
 	s.end = func() {
-		if st.held {
-			st.release()
-		}
+		st.request()
 		st.q, st.used = nil, nil
 	}
 }

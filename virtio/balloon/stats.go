@@ -92,19 +92,19 @@ func gather(p []byte, bufs [][]byte) int {
 // statistics is the state of the statistics queue. The driver hands over a buffer of statistics; giving it back
 // asks for newer ones (virtio 1.2 §5.5.6.3).
 type statistics struct {
-	mu     sync.Mutex // also over q while Run runs
-	last   Stats
-	fresh  chan struct{} // closed and replaced at each update
-	q      *queue.Queue  // nil: not running or not negotiated
-	used   func()
-	held   bool // head is the driver's buffer, not given back yet
-	head   uint16
-	wanted bool // somebody wants newer statistics than the held ones
+	mu    sync.Mutex // also over q while Run runs
+	last  Stats
+	fresh chan struct{} // closed and replaced at each update
+	q     *queue.Queue  // nil: not running or not negotiated
+	used  func()
+	held  bool // head is the driver's buffer, not given back yet
+	head  uint16
 }
 
 func (s *statistics) init() { s.fresh = make(chan struct{}) }
 
-// Stats returns the guest's latest statistics and asks it for newer ones, without waiting for them.
+// Stats returns the guest's latest statistics and asks it for newer ones, without waiting for them: called now and
+// then, it is one call behind.
 func (d *Device) Stats() Stats {
 	d.stats.mu.Lock()
 	defer d.stats.mu.Unlock()
@@ -130,19 +130,13 @@ func (d *Device) PollStats(ctx context.Context) (Stats, error) {
 	return d.stats.last, err
 }
 
-// request gives the held buffer back, or notes that the next one is to be. The caller holds mu.
+// request gives the held buffer back. While the driver has it, newer statistics are on their way already. The
+// caller holds mu. A broken ring shows up in the queue's own goroutine too, which reports it.
 func (s *statistics) request() {
-	if s.q == nil || !s.held {
-		s.wanted = true
+	if !s.held {
 		return
 	}
-	s.release()
-}
-
-// release gives the held buffer back. The caller holds mu. A broken ring shows up in the queue's own goroutine too,
-// which reports it.
-func (s *statistics) release() {
-	s.held, s.wanted = false, false
+	s.held = false
 	if s.q.Push(s.head, 0) == nil && s.q.NeedsInterrupt() {
 		s.used()
 	}
@@ -151,14 +145,9 @@ func (s *statistics) release() {
 // take stores the statistics of a new buffer and holds it. One held already is given back first: there should be
 // one only. The caller holds mu.
 func (s *statistics) take(head uint16, fresh Stats) {
-	if s.held {
-		s.release()
-	}
+	s.request()
 	fresh.Updates = s.last.Updates + 1
 	s.last, s.held, s.head = fresh, true, head
 	close(s.fresh)
 	s.fresh = make(chan struct{})
-	if s.wanted {
-		s.release()
-	}
 }
