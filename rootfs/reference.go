@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"fmt"
+	"net/netip"
 	"runtime"
 	"strings"
 
@@ -22,7 +23,52 @@ func parseReference(s string) (name.Reference, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSource, err)
 	}
+	if host := ref.Context().RegistryStr(); !isHost(host) {
+		return nil, fmt.Errorf("registry %.128q: %w", host, ErrSource)
+	}
+	for _, c := range strings.Split(ref.Context().RepositoryStr(), "/") {
+		if !isPathComponent(c) {
+			return nil, fmt.Errorf("repository %.128q: bad component %.64q: %w", ref.Context().RepositoryStr(), c, ErrSource)
+		}
+	}
 	return ref, nil
+}
+
+// isPathComponent follows Docker's grammar, which the library does not enforce: runs of lower-case letters and
+// digits, with ".", "_", "__" or dashes between them.
+func isPathComponent(c string) bool {
+	alphanumeric := func(r rune) bool { return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' }
+	if c == "" || !alphanumeric(rune(c[0])) || !alphanumeric(rune(c[len(c)-1])) {
+		return false
+	}
+	for _, sep := range strings.FieldsFunc(c, alphanumeric) {
+		if sep != "." && sep != "_" && sep != "__" && strings.Trim(sep, "-") != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// isHost accepts a host name or an address in brackets, with or without a port.
+func isHost(host string) bool {
+	name, port, hasPort := host, "", false
+	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
+		name, port, hasPort = host[:i], host[i+1:], true
+	}
+	if hasPort && (port == "" || len(port) > 5 || strings.Trim(port, "0123456789") != "") {
+		return false
+	}
+	if inner, ok := strings.CutPrefix(name, "["); ok {
+		inner, ok = strings.CutSuffix(inner, "]")
+		_, err := netip.ParseAddr(inner)
+		return ok && err == nil && !strings.Contains(inner, "%")
+	}
+	for _, label := range strings.Split(strings.ToLower(name), ".") {
+		if strings.Contains(label, "_") || !isPathComponent(label) {
+			return false
+		}
+	}
+	return true
 }
 
 // normalizeName is a reference as Docker shows it: without the defaults of registry and organisation, with a tag
