@@ -74,6 +74,8 @@ func request(ctx context.Context, dial Dial, r Request) (conn net.Conn, stop fun
 
 // Process is a process in the guest that was started from here. Its methods may be called by any goroutine.
 type Process struct {
+	id   uint64
+	dial Dial
 	w    *Writer
 	done chan struct{}
 	exit Exit
@@ -98,12 +100,13 @@ func Start(ctx context.Context, dial Dial, e Exec, s Streams) (*Process, error) 
 	}
 	r := NewReader(conn)
 	conn.SetReadDeadline(time.Now().Add(startLimit))
-	if err := r.Expect(FrameStarted, nil); err != nil {
+	var started Started
+	if err := r.Expect(FrameStarted, &started); err != nil {
 		stop()
 		return nil, lost(ctx, err)
 	}
 	conn.SetReadDeadline(time.Time{})
-	p := &Process{w: NewWriter(conn), done: make(chan struct{})}
+	p := &Process{id: started.ID, dial: dial, w: NewWriter(conn), done: make(chan struct{})}
 	if s.Stdin != nil {
 		go p.feed(s.Stdin)
 	}
@@ -191,10 +194,14 @@ func (p *Process) Wait() (Exit, error) {
 func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Signal sends a signal to the process's group.
-func (p *Process) Signal(number int) error { return p.w.SendJSON(FrameSignal, Signal{number}) }
+func (p *Process) Signal(ctx context.Context, number int) error {
+	return simple(ctx, p.dial, Request{Op: OpSignal, ID: p.id, Signal: number}, nil)
+}
 
 // Resize changes the size of the process's terminal; without one it does nothing.
-func (p *Process) Resize(s Winsize) error { return p.w.SendJSON(FrameResize, s) }
+func (p *Process) Resize(ctx context.Context, s Winsize) error {
+	return simple(ctx, p.dial, Request{Op: OpResize, ID: p.id, Size: &s}, nil)
+}
 
 // GetStats asks for the guest's figures.
 func GetStats(ctx context.Context, dial Dial) (Stats, error) {

@@ -18,14 +18,12 @@ const (
 	FrameSetup                        // (host) Setup, its answer
 	FrameReady                        // (guest) Failure with an empty Error, or why the guest is not ready
 	FrameRequest                      // (host) Request, first on a request connection
-	FrameStarted                      // (guest) the process runs; empty
+	FrameStarted                      // (guest) Started: the process runs
 	FrameFailure                      // (guest) Failure: the request was not carried out
 	FrameStdin                        // (host) bytes
 	FrameEOF                          // (either) end of standard input, or of a tar stream; empty
 	FrameStdout                       // (guest) bytes
 	FrameStderr                       // (guest) bytes
-	FrameSignal                       // (host) Signal
-	FrameResize                       // (host) Winsize
 	FrameExit                         // (guest) Exit, the last frame of a process
 	FrameData                         // (either) bytes of a tar stream
 	FrameDone                         // (guest) the request was carried out; Stats or empty

@@ -56,7 +56,9 @@ type Op string
 
 // The operations.
 const (
-	OpExec     Op = "exec"     // Request.Exec; answered by FrameStarted, streams, FrameExit
+	OpExec     Op = "exec"     // Request.Exec; answered by FrameStarted with Started, streams, FrameExit
+	OpSignal   Op = "signal"   // Request.Signal to the group of process Request.ID; answered by FrameDone
+	OpResize   Op = "resize"   // Request.Size for the terminal of process Request.ID; answered by FrameDone
 	OpPut      Op = "put"      // a tar stream to Request.Path; answered by FrameDone
 	OpGet      Op = "get"      // a tar stream of Request.Path; ends with FrameEOF
 	OpStats    Op = "stats"    // answered by FrameDone with Stats
@@ -65,11 +67,14 @@ const (
 
 // Request is the first frame on a request connection.
 type Request struct {
-	Op   Op     `json:"op"`
-	Exec *Exec  `json:"exec,omitempty"`
-	Path string `json:"path,omitempty"` // absolute, in the guest
-	UID  uint32 `json:"uid,omitempty"`  // owner of what OpPut makes
-	GID  uint32 `json:"gid,omitempty"`
+	Op     Op       `json:"op"`
+	Exec   *Exec    `json:"exec,omitempty"`
+	ID     uint64   `json:"id,omitempty"` // of a process, as in Started
+	Signal int      `json:"signal,omitempty"`
+	Size   *Winsize `json:"size,omitempty"`
+	Path   string   `json:"path,omitempty"` // absolute, in the guest
+	UID    uint32   `json:"uid,omitempty"`  // owner of what OpPut makes
+	GID    uint32   `json:"gid,omitempty"`
 }
 
 // Exec is a process to start.
@@ -91,9 +96,10 @@ type Winsize struct {
 	Cols uint16 `json:"cols"`
 }
 
-// Signal is a signal for the process group of a process.
-type Signal struct {
-	Number int `json:"number"`
+// Started says that a process runs. Signals and sizes for it come as requests of their own: on its own
+// connection they would wait behind input that it does not read.
+type Started struct {
+	ID uint64 `json:"id"`
 }
 
 // Exit is how a process ended, and what may explain it.

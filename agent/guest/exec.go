@@ -1,0 +1,248 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spore/agent"
+)
+
+// Exit codes of a process that could not be started, as a shell has them.
+const (
+	codeCannotInvoke = 126
+	codeNotFound     = 127
+)
+
+// drainLimit is how long output may still come after a process has ended. What it left running holds the pipes
+// open; nobody waits for that.
+const drainLimit = 200 * time.Millisecond
+
+// killedDrainLimit is the same when everything has been killed: the pipes end as soon as the kernel is through,
+// and until then the host may be slow to take what is in them.
+const killedDrainLimit = 30 * time.Second
+
+// exec runs one process from its start to its exit.
+func (a *server) exec(e agent.Exec, r *agent.Reader, w *agent.Writer) error {
+	n := a.last.Add(1)
+	group, err := newCgroup(fmt.Sprintf("exec-%d", n), e.Main)
+	if err != nil {
+		return err
+	}
+	defer group.remove()
+	p := &process{w: w, group: group}
+	if err := p.open(e); err != nil {
+		return err
+	}
+	began := time.Now()
+	end, err := p.start(a.reaper, e)
+	if err != nil {
+		p.closeAll()
+		return startFailure(e.Args[0], err)
+	}
+	a.add(n, p)
+	defer a.forget(n)
+	if err := w.SendJSON(agent.FrameStarted, agent.Started{ID: n}); err != nil {
+		group.kill()
+	}
+	go p.listen(r)
+	p.copyOutput()
+	ended := <-end
+	if e.Main {
+		group.kill()
+		p.drain(killedDrainLimit)
+	} else {
+		p.drain(drainLimit)
+	}
+	exit := p.exit(ended, time.Since(began))
+	p.closeAll()
+	return w.SendJSON(agent.FrameExit, exit)
+}
+
+// startFailure says why a program did not start, with the code a shell would give.
+func startFailure(name string, err error) error {
+	code := codeCannotInvoke
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		code = codeNotFound
+	}
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	return &agent.Failure{Text: fmt.Sprintf("exec %s: %v", name, err), Code: code}
+}
+
+// process is a running process and our ends of its streams.
+type process struct {
+	w     *agent.Writer
+	group *cgroup
+	pid   int
+
+	theirs  []*os.File // descriptors 0, 1, 2 of the process; closed here after the start
+	stdin   *os.File   // nil when it is empty
+	outputs []output
+	tty     *os.File // the terminal's master, also stdin and the only output
+
+	copying sync.WaitGroup
+}
+
+// output is a stream from the process and the frames that it becomes.
+type output struct {
+	file  *os.File
+	frame agent.FrameType
+}
+
+// open makes the streams.
+func (p *process) open(e agent.Exec) (err error) {
+	defer func() {
+		if err != nil {
+			p.closeAll()
+		}
+	}()
+	if e.TTY != nil {
+		return p.openTerminal(*e.TTY, int(e.UID))
+	}
+	in, err := os.Open("/dev/null")
+	if err != nil {
+		return err
+	}
+	if e.Stdin {
+		in.Close()
+		if in, p.stdin, err = os.Pipe(); err != nil {
+			return err
+		}
+	}
+	p.theirs = append(p.theirs, in)
+	for _, t := range []agent.FrameType{agent.FrameStdout, agent.FrameStderr} {
+		ours, theirs, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		p.theirs = append(p.theirs, theirs)
+		p.outputs = append(p.outputs, output{ours, t})
+	}
+	return nil
+}
+
+// start forks. The child is born in its cgroup, its own session and, given one, with its terminal.
+func (p *process) start(r *reaper, e agent.Exec) (<-chan ended, error) {
+	path, err := resolve(e.Args[0], e.Dir, e.Env)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := os.Stat(e.Dir); err != nil || !st.IsDir() {
+		return nil, &agent.Failure{Text: fmt.Sprintf("working directory %s: no such directory", e.Dir), Code: codeCannotInvoke}
+	}
+	attr := &syscall.ProcAttr{
+		Dir: e.Dir, Env: e.Env,
+		Sys: &syscall.SysProcAttr{
+			Setsid: true, Setctty: p.tty != nil, Ctty: 0, UseCgroupFD: true, CgroupFD: int(p.group.dir.Fd()),
+			Credential: &syscall.Credential{Uid: e.UID, Gid: e.GID, Groups: e.Groups},
+		},
+	}
+	for _, f := range p.theirs {
+		attr.Files = append(attr.Files, f.Fd())
+	}
+	pid, end, err := r.start(path, e.Args, attr)
+	if err != nil {
+		return nil, &os.PathError{Op: "exec", Path: path, Err: err}
+	}
+	p.pid = pid
+	for _, f := range p.theirs {
+		f.Close()
+	}
+	p.theirs = nil
+	return end, nil
+}
+
+// copyOutput passes output on, each stream in a goroutine. The pipes hold what the host does not take, and the
+// process waits: nothing is buffered here.
+func (p *process) copyOutput() {
+	for _, o := range p.outputs {
+		p.copying.Go(func() {
+			buf := make([]byte, agent.MaxStream)
+			for {
+				n, err := o.file.Read(buf)
+				if n > 0 && p.w.Send(o.frame, buf[:n]) != nil {
+					p.group.kill() // the host is gone
+					return
+				}
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+}
+
+// drain waits for the end of the output, that long.
+func (p *process) drain(limit time.Duration) {
+	over := time.AfterFunc(limit, func() {
+		for _, o := range p.outputs {
+			o.file.SetReadDeadline(time.Unix(1, 0))
+		}
+	})
+	defer over.Stop()
+	p.copying.Wait()
+}
+
+// listen takes what the host sends to the process. When the host goes away, so does the process.
+func (p *process) listen(r *agent.Reader) {
+	for {
+		t, payload, err := r.Next()
+		if err != nil {
+			p.group.kill()
+			return
+		}
+		switch t {
+		case agent.FrameStdin:
+			if p.stdin != nil {
+				if _, err := p.stdin.Write(payload); err != nil && p.tty == nil {
+					p.stdin.Close() // nobody reads it; later bytes fail at once and are dropped
+				}
+			}
+		case agent.FrameEOF:
+			if p.tty != nil {
+				p.tty.Write([]byte{4}) // end of transmission, as a user would type it
+			} else if p.stdin != nil {
+				p.stdin.Close()
+			}
+		}
+	}
+}
+
+// exit puts together what is known of the end.
+func (p *process) exit(e ended, d time.Duration) agent.Exit {
+	x := agent.Exit{
+		Duration: d,
+		User:     time.Duration(e.usage.Utime.Nano()),
+		System:   time.Duration(e.usage.Stime.Nano()),
+		MaxRSS:   e.usage.Maxrss << 10,
+		OOMKills: p.group.event("memory.events", "oom_kill"),
+		PidsMax:  p.group.event("pids.events", "max"),
+		DiskFull: diskFull(),
+	}
+	if e.status.Signaled() {
+		x.Signal = int(e.status.Signal())
+	} else {
+		x.Code = e.status.ExitStatus()
+	}
+	return x
+}
+
+func (p *process) closeAll() {
+	for _, f := range p.theirs {
+		f.Close()
+	}
+	for _, o := range p.outputs {
+		o.file.Close()
+	}
+	if p.stdin != nil {
+		p.stdin.Close()
+	}
+}

@@ -1,0 +1,68 @@
+package guest
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ended is how a child ended.
+type ended struct {
+	status unix.WaitStatus
+	usage  unix.Rusage
+}
+
+// reaper is the only one who waits for children, our own and the orphans that PID 1 inherits.
+type reaper struct {
+	mu      sync.Mutex // held over fork and registration, so that no child is reaped before it is known
+	waiting map[int]chan ended
+}
+
+func newReaper() *reaper {
+	r := &reaper{waiting: map[int]chan ended{}}
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, unix.SIGCHLD)
+	go func() {
+		for range children {
+			r.reap()
+		}
+	}()
+	return r
+}
+
+// reap collects every child that has ended. One SIGCHLD may stand for several.
+func (r *reaper) reap() {
+	for {
+		var e ended
+		pid, err := unix.Wait4(-1, &e.status, unix.WNOHANG, &e.usage)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		r.mu.Lock()
+		c := r.waiting[pid]
+		delete(r.waiting, pid)
+		r.mu.Unlock()
+		if c != nil {
+			c <- e
+		}
+	}
+}
+
+// start forks and executes, and returns where the end will be announced.
+func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (pid int, end <-chan ended, err error) {
+	c := make(chan ended, 1)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pid, err = syscall.ForkExec(path, argv, attr)
+	if err != nil {
+		return 0, nil, err
+	}
+	r.waiting[pid] = c
+	return pid, c, nil
+}

@@ -1,0 +1,159 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spore/agent"
+)
+
+// server carries out requests.
+type server struct {
+	setup  agent.Setup
+	reaper *reaper
+	last   atomic.Uint64 // number of the last process
+
+	mu      sync.Mutex
+	running map[uint64]*process
+}
+
+func (a *server) add(id uint64, p *process) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.running == nil {
+		a.running = map[uint64]*process{}
+	}
+	a.running[id] = p
+}
+
+func (a *server) forget(id uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.running, id)
+}
+
+// with does something to a running process. The lock keeps it from being forgotten, and its pid from being
+// given to another, meanwhile.
+func (a *server) with(id uint64, w *agent.Writer, do func(*process) error) error {
+	a.mu.Lock()
+	p := a.running[id]
+	err := errors.New("no such process")
+	if p != nil {
+		err = do(p)
+	}
+	a.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return w.Send(agent.FrameDone, []byte("{}"))
+}
+
+// serve handles one connection: one request.
+func (a *server) serve(c io.ReadWriteCloser) {
+	defer c.Close()
+	r, w := agent.NewReader(c), agent.NewWriter(c)
+	var req agent.Request
+	if err := r.Expect(agent.FrameRequest, &req); err != nil {
+		return
+	}
+	if err := a.do(req, r, w); err != nil {
+		var f *agent.Failure
+		if !errors.As(err, &f) {
+			f = &agent.Failure{Text: err.Error()}
+		}
+		// A host that has gone needs no answer.
+		_ = w.SendJSON(agent.FrameFailure, f)
+	}
+}
+
+func (a *server) do(req agent.Request, r *agent.Reader, w *agent.Writer) error {
+	switch {
+	case req.Op == agent.OpExec && req.Exec != nil && len(req.Exec.Args) > 0:
+		return a.exec(*req.Exec, r, w)
+	case req.Op == agent.OpSignal && req.Signal > 0 && req.Signal <= 64:
+		return a.with(req.ID, w, func(p *process) error { return unix.Kill(-p.pid, unix.Signal(req.Signal)) })
+	case req.Op == agent.OpResize && req.Size != nil:
+		return a.with(req.ID, w, func(p *process) error { return p.resize(*req.Size) })
+	case req.Op == agent.OpPut:
+		return put(req, r, w)
+	case req.Op == agent.OpGet:
+		return get(req, w)
+	case req.Op == agent.OpStats:
+		return w.SendJSON(agent.FrameDone, stats())
+	case req.Op == agent.OpPowerOff:
+		return a.powerOff(w)
+	}
+	return fmt.Errorf("unknown request %q", req.Op)
+}
+
+// powerOffGrace is how long processes have to end by themselves.
+const powerOffGrace = 2 * time.Second
+
+// powerOff ends everything in the order that loses nothing.
+func (a *server) powerOff(w *agent.Writer) error {
+	if number(workloads+"/pids.current") > 0 {
+		_ = unix.Kill(-1, unix.SIGTERM)
+		for end := time.Now().Add(powerOffGrace); time.Now().Before(end) && number(workloads+"/pids.current") > 0; {
+			time.Sleep(20 * time.Millisecond)
+		}
+		_ = writeFile(workloads+"/cgroup.kill", "1")
+	}
+	unix.Sync()
+	if err := w.Send(agent.FrameDone, []byte("{}")); err != nil {
+		return err
+	}
+	PowerOff()
+	return nil
+}
+
+// put takes a tar stream.
+func put(req agent.Request, r *agent.Reader, w *agent.Writer) error {
+	err := agent.Unpack(&tarStream{r: r}, req.Path, agent.Owner{UID: int(req.UID), GID: int(req.GID)})
+	if err != nil {
+		return err
+	}
+	return w.Send(agent.FrameDone, []byte("{}"))
+}
+
+// get sends a tar stream.
+func get(req agent.Request, w *agent.Writer) error {
+	if err := agent.Pack(w.Stream(agent.FrameData), req.Path); err != nil {
+		return err
+	}
+	return w.Send(agent.FrameEOF, nil)
+}
+
+// tarStream reads the bytes of FrameData frames until FrameEOF.
+type tarStream struct {
+	r    *agent.Reader
+	rest []byte
+	done bool
+}
+
+func (s *tarStream) Read(p []byte) (int, error) {
+	for len(s.rest) == 0 {
+		if s.done {
+			return 0, io.EOF
+		}
+		t, payload, err := s.r.Next()
+		switch {
+		case err != nil:
+			return 0, io.ErrUnexpectedEOF
+		case t == agent.FrameEOF:
+			s.done = true
+		case t == agent.FrameData:
+			s.rest = payload
+		default:
+			return 0, agent.ErrFrame
+		}
+	}
+	n := copy(p, s.rest)
+	s.rest = s.rest[n:]
+	return n, nil
+}

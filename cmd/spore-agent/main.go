@@ -1,0 +1,19 @@
+// Command spore-agent is PID 1 of a guest. It takes no arguments; all it needs to know the host tells it.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"spore/agent/guest"
+)
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "spore-agent is the init of a guest: it runs as PID 1 or not at all")
+		os.Exit(1)
+	}
+	err := guest.Run()
+	fmt.Fprintln(os.Stderr, "spore-agent:", err)
+	guest.PowerOff()
+}
