@@ -281,6 +281,7 @@ func TestSnapshotResetsTransport(t *testing.T) {
 	g.start()
 	g.lend(8)
 	c, k := g.dial(1, roomy)
+	g.settled()
 	g.stop()
 	state, err := g.dev.SaveState()
 	if err != nil {

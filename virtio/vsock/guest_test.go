@@ -25,6 +25,7 @@ const (
 	ringSize   = 64 // descriptors of each queue of the tests' driver
 	bufferSize = headerSize + 4096
 	slotSize   = 128 << 10 // of a transmit buffer
+	spareSlots = 8         // descriptors at the end of the transmit queue that tests use by hand
 )
 
 // guest is a driver for the device, in Go over guest memory, and a supervisor at the other end of the broker socket.
@@ -113,7 +114,7 @@ func (g *guest) renew() {
 	}
 	clear(rings)
 	g.slots = make(chan uint16, ringSize)
-	for i := range uint16(ringSize) {
+	for i := range uint16(ringSize - spareSlots) {
 		g.slots <- i
 	}
 	for i := range g.states {
@@ -159,10 +160,12 @@ func (g *guest) start() {
 	}
 	go func() {
 		err := g.dev.Run(ctx, a)
+		g.mu.Lock()
 		g.runErr = err
 		for i := range qs {
 			g.states[i] = qs[i].State()
 		}
+		g.mu.Unlock()
 		close(running)
 	}()
 }
@@ -296,7 +299,9 @@ func (g *guest) reapSent() {
 		if n != 0 {
 			g.t.Errorf("a sent packet came back with %d bytes written", n)
 		}
-		g.slots <- uint16(id)
+		if id < ringSize-spareSlots {
+			g.slots <- uint16(id)
+		}
 	}
 }
 
