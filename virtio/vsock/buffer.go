@@ -1,21 +1,34 @@
 package vsock
 
 // buffer holds bytes of the guest's that the host's socket did not take at once: a ring that grows by doubling up to
-// limit and is given back when it is empty. Whoever appends has checked the credit: it never holds more than limit.
+// limit. Whoever appends has checked the credit: it never holds more than limit.
 type buffer struct {
-	limit int
-	ring  []byte
-	start int // index of the oldest byte
-	n     int // bytes held
+	limit  int
+	ring   []byte
+	start  int // index of the oldest byte
+	n      int // bytes held
+	unused int // times in a row that it was not needed
 }
 
-const minBuffer = 4 << 10
+const (
+	minBuffer = 4 << 10
+	// maxUnused is how often a ring may be not needed before its memory is given back.
+	maxUnused = 64
+)
+
+// skip notes that bytes went past the buffer, which is empty.
+func (b *buffer) skip() {
+	if b.unused++; b.unused > maxUnused {
+		b.ring, b.start, b.unused = nil, 0, 0
+	}
+}
 
 // len is the number of bytes held.
 func (b *buffer) len() int { return b.n }
 
 // append adds the bytes of pieces.
 func (b *buffer) append(pieces [][]byte) {
+	b.unused = 0
 	total := int(lengthOf(pieces))
 	if total > b.limit-b.n {
 		panic("bug: buffered beyond the credit given")
@@ -66,9 +79,8 @@ func (b *buffer) view(pieces [][]byte) [][]byte {
 // discard drops the n oldest bytes.
 func (b *buffer) discard(n int) {
 	b.n -= n
-	if b.n == 0 {
-		b.ring, b.start = nil, 0
-		return
-	}
 	b.start = (b.start + n) % len(b.ring)
+	if b.n == 0 {
+		b.start = 0 // in one piece for longer
+	}
 }

@@ -232,7 +232,9 @@ func (c *conn) guestBytes(n uint32, payload [][]byte) effect {
 		payload = advance(payload, sent)
 		n -= uint32(sent)
 	}
-	if n > 0 {
+	if n == 0 {
+		c.buf.skip()
+	} else {
 		c.buf.append(payload)
 		if !c.flushing {
 			c.flushing = true

@@ -80,11 +80,16 @@ func (r *receiver) serve(ctx context.Context, q *queue.Queue) error {
 			}
 			return err
 		}
-		r.mu.Lock()
-		q.DisableKicks()
-		r.proceed()
-		r.unlock()
+		r.kicked()
 	}
+}
+
+// kicked goes on with what waits for buffers.
+func (r *receiver) kicked() {
+	r.mu.Lock()
+	defer r.unlock()
+	r.q.DisableKicks()
+	r.proceed()
 }
 
 // running reports whether Run still runs. Called with mu held and q set.

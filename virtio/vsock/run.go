@@ -3,6 +3,8 @@ package vsock
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -10,19 +12,23 @@ import (
 	"spore/virtio/queue"
 )
 
-// session is what the goroutines of one Run share. Each of them has its place in wg before it starts, and only they
-// start others.
-type session struct {
-	ctx context.Context
-	wg  sync.WaitGroup
-}
+// spawner starts the goroutines of one Run: f gets the Run's context, and the Run waits for its end. Only Run itself
+// and goroutines started so may call it.
+type spawner func(f func(ctx context.Context))
 
-func (s *session) run(f func(ctx context.Context)) {
-	s.wg.Add(1)
-	go func() {
-		defer s.wg.Done()
-		f(s.ctx)
-	}()
+// newSpawner makes one. A panic in what it starts, which would be our mistake, costs the guest this device and not the
+// process its work: it is given to fail.
+func newSpawner(ctx context.Context, wg *sync.WaitGroup, fail func(error)) spawner {
+	return func(f func(ctx context.Context)) {
+		wg.Go(func() {
+			defer func() {
+				if p := recover(); p != nil {
+					fail(fmt.Errorf("vsock panicked: %v\n%s", p, debug.Stack()))
+				}
+			}()
+			f(ctx)
+		})
+	}
 }
 
 // queueMark is where a queue stands.
@@ -57,36 +63,36 @@ func (d *Device) Run(ctx context.Context, a virtio.Active) error {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s := &session{ctx: ctx}
-	d.session = s
-	broken := func(err error) {
+	fail := func(err error) {
 		if err != nil {
-			cancel(brokenRing{err})
+			cancel(failure{err})
 		}
 	}
+	var wg sync.WaitGroup
+	d.spawn = newSpawner(ctx, &wg, fail)
 	event = event && qs[eventQueue] != nil
-	d.rx.begin(ctx, qs[receiveQueue], event, func() { a.Used(receiveQueue) }, broken)
+	d.rx.begin(ctx, qs[receiveQueue], event, func() { a.Used(receiveQueue) }, fail)
 	if event {
-		s.run(func(ctx context.Context) { broken(d.tellReset(ctx, qs[eventQueue], func() { a.Used(eventQueue) })) })
+		d.spawn(func(ctx context.Context) { fail(d.tellReset(ctx, qs[eventQueue], func() { a.Used(eventQueue) })) })
 	}
-	s.run(func(ctx context.Context) { broken(d.rx.serve(ctx, qs[receiveQueue])) })
+	d.spawn(func(ctx context.Context) { fail(d.rx.serve(ctx, qs[receiveQueue])) })
 	t := &transmitter{d: d, q: qs[transmitQueue], used: func() { a.Used(transmitQueue) }}
-	s.run(func(ctx context.Context) { broken(t.serve(ctx)) })
+	d.spawn(func(ctx context.Context) { fail(t.serve(ctx)) })
 	if d.broker.file != nil {
-		s.run(d.serveBroker)
+		d.spawn(d.serveBroker)
 	}
 	for _, c := range d.table.list() {
 		d.resume(c)
 	}
-	s.wg.Wait()
+	wg.Wait()
 	<-ctx.Done()
 	return d.stop(ctx, qs)
 }
 
-// brokenRing is the cause that ends a Run because of the driver.
-type brokenRing struct{ error }
+// failure is the cause that ends a Run other than the end of its context.
+type failure struct{ error }
 
-func (e brokenRing) Unwrap() error { return e.error }
+func (e failure) Unwrap() error { return e.error }
 
 // stop leaves the queues and remembers where.
 func (d *Device) stop(ctx context.Context, qs [3]*queue.Queue) error {
@@ -101,7 +107,7 @@ func (d *Device) stop(ctx context.Context, qs [3]*queue.Queue) error {
 	d.mu.Lock()
 	d.last = [2]queueMark{mark(qs[receiveQueue]), mark(qs[transmitQueue])}
 	d.mu.Unlock()
-	if err := (brokenRing{}); errors.As(context.Cause(ctx), &err) {
+	if err := (failure{}); errors.As(context.Cause(ctx), &err) {
 		return err.error
 	}
 	return nil
@@ -133,10 +139,10 @@ func (d *Device) do(c *conn, e effect) {
 		d.rx.post(c)
 	}
 	if e&pump != 0 && c.enter() {
-		d.session.run(c.pump)
+		d.spawn(c.pump)
 	}
 	if e&flush != 0 {
-		d.session.run(c.flush)
+		d.spawn(c.flush)
 	}
 	switch {
 	case e&violate != 0:

@@ -74,7 +74,7 @@ type Device struct {
 	table    *table
 	rx       *receiver
 
-	session *session // of the present Run
+	spawn spawner // of the present Run
 
 	mu    sync.Mutex
 	last  [2]queueMark // where the last Run left the queues
