@@ -15,6 +15,8 @@ import (
 type Sandbox struct {
 	Config Config
 	dir    string
+
+	lastSteps []Step // of a start that this very value supervised
 }
 
 // Ref is how the user knows it: the name, or the id.
@@ -143,4 +145,16 @@ func (s *Store) Sweep() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Steps returns where the start-up time of the last start went; nil if that is not known.
+func (sb *Sandbox) Steps() []Step {
+	if sb.lastSteps != nil {
+		return sb.lastSteps
+	}
+	st, err := sb.readState()
+	if err != nil {
+		return nil
+	}
+	return st.Steps
 }

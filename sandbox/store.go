@@ -71,7 +71,8 @@ func lockPath(path string, how int) (*os.File, error) {
 }
 
 // Create writes the record of a new sandbox. It fills in the ID and the time, and fails if the name is taken.
-func (s *Store) Create(cfg Config) (*Sandbox, error) {
+// writable makes the file of the writable layer at the path it is given; without it nothing is created.
+func (s *Store) Create(cfg Config, writable func(path string) error) (*Sandbox, error) {
 	if cfg.ID == "" {
 		cfg.ID = newID()
 	}
@@ -100,7 +101,11 @@ func (s *Store) Create(cfg Config) (*Sandbox, error) {
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
-	if err := sb.writeNew(tmp); err != nil {
+	err = writable(filepath.Join(tmp, writableFile))
+	if err == nil {
+		err = sb.writeNew(tmp)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create sandbox: %w", err), os.RemoveAll(tmp))
 	}
 	return sb, nil

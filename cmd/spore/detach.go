@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"spore/sandbox"
+)
+
+// detach starts a supervisor of its own for the sandbox and prints the id once the command runs.
+func detach(c *cli.Context, sb *sandbox.Sandbox, host sandbox.Host) error {
+	if err := startSupervisor(c, sb, host); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(c.App.Writer, sb.Config.ID)
+	return err
+}
+
+// startSupervisor runs "spore supervise" in the background and waits until it says that the command runs, or
+// why it does not.
+func startSupervisor(c *cli.Context, sb *sandbox.Sandbox, host sandbox.Host) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	pr, pw, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer pr.Close()
+	args := []string{"--native", "--state-dir", stateDir(c), "--cache-dir", cacheDir(c), "supervise", "--kernel", host.Kernel, sb.Config.ID}
+	cmd := exec.Command(self, args...)
+	cmd.Dir = "/" // a background process keeps no directory busy
+	cmd.ExtraFiles = []*os.File{pw}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	pw.Close()
+	if err != nil {
+		return fmt.Errorf("start supervisor: %w", err)
+	}
+	said, err := io.ReadAll(io.LimitReader(pr, 64<<10))
+	switch {
+	case err != nil:
+		return fmt.Errorf("start supervisor: %w", err)
+	case string(said) == readyWord:
+		return cmd.Process.Release()
+	case len(said) == 0:
+		return errors.New("the supervisor ended before its command ran: 'spore inspect " + sb.Ref() + "' has the record")
+	}
+	return errors.New(strings.TrimSpace(string(said)))
+}
+
+// readyWord is what a supervisor writes to descriptor 3 when its command runs. Anything else is an error.
+const readyWord = "ready\n"
+
+func superviseCommand() *cli.Command {
+	return &cli.Command{
+		Name: "supervise", Hidden: true, Usage: "own a detached sandbox (used by run -d and start)", ArgsUsage: "ID",
+		Flags:  []cli.Flag{&cli.StringFlag{Name: "kernel"}},
+		Action: superviseAction,
+	}
+}
+
+func superviseAction(c *cli.Context) error {
+	say := os.NewFile(3, "ready")
+	unix.CloseOnExec(3)
+	err := supervise(c, say)
+	if err != nil && say != nil {
+		fmt.Fprintln(say, err)
+	}
+	return err
+}
+
+// supervise owns the sandbox until its command has ended. Its streams are the log and whoever attaches.
+func supervise(c *cli.Context, say *os.File) error {
+	sb, err := find(c)
+	if err != nil {
+		return err
+	}
+	host, err := sandboxHost(c)
+	if err != nil {
+		return err
+	}
+	// A session of its own is not hung up with the terminal; what else would end it goes to the command.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	running := false
+	outcome, err := sb.Supervise(context.WithoutCancel(c.Context), host, sandbox.Streams{Signals: signals}, func() {
+		running = true
+		io.WriteString(say, readyWord)
+		say.Close()
+	})
+	if err == nil && !running {
+		err = errors.New(outcome.String())
+	}
+	return err
+}

@@ -1,0 +1,277 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spore/internal/cleanup"
+	"spore/internal/wire"
+	"spore/jailer"
+	"spore/sandbox/broker"
+	"spore/vmm/api"
+)
+
+// guestCID is every guest's vsock address: each guest has a vsock of its own, so nothing can collide.
+const guestCID = 3
+
+// consoleKept is how much of the guest's console is kept, in bytes.
+const consoleKept = 64 << 10
+
+// machine is the supervisor's view of one jailed VMM.
+type machine struct {
+	cmd     *exec.Cmd
+	pidfd   int
+	control *os.File
+	broker  *broker.Broker
+	console *tail
+	log     *slog.Logger
+
+	running sync.Once
+	started chan struct{} // closed once the guest is about to run
+	done    chan struct{} // closed once the process is gone; end and steps are then final
+	end     api.Event     // why, as the VMM said; Reason is empty if it did not
+	died    error         // how the process ended, if not well
+	steps   []api.Step
+
+	mu      sync.Mutex
+	lastID  uint64
+	waiting map[uint64]chan api.Reply
+}
+
+// launch starts a VMM for cfg in its jail. It returns as soon as the process runs; the guest may not yet.
+func launch(cfg Config, host Host, writable string) (*machine, error) {
+	var undo cleanup.Stack
+	m := &machine{
+		pidfd: -1, log: host.log(), console: &tail{limit: consoleKept},
+		started: make(chan struct{}), done: make(chan struct{}), waiting: map[uint64]chan api.Reply{},
+	}
+	var fds files
+	defer fds.close() // the process has its own copies
+	configIn, configOut, err := socketpair(unix.SOCK_STREAM)
+	if err != nil {
+		return nil, err
+	}
+	defer configIn.Close()
+	fds.add(configOut) // descriptor 3, before the numbered files
+	vmCfg, pipes, err := m.describe(cfg, host, writable, &fds, &undo)
+	if err == nil {
+		err = m.start(host, fds.list)
+	}
+	if err == nil {
+		err = wire.Write(configIn, vmCfg)
+	}
+	if err != nil {
+		if m.cmd != nil && m.cmd.Process != nil {
+			m.cmd.Process.Kill()
+			m.cmd.Wait()
+		}
+		return nil, errors.Join(err, undo.Run())
+	}
+	undo.Release()
+	go m.follow(pipes)
+	return m, nil
+}
+
+// pipes are the supervisor's ends of what the VMM writes.
+type pipes struct{ console, log *os.File }
+
+// describe opens everything the VMM needs and says where it is.
+func (m *machine) describe(cfg Config, host Host, writable string, fds *files, undo *cleanup.Stack) (api.Config, pipes, error) {
+	var p pipes
+	file := func(f *os.File) api.File { return api.File(fds.add(f) - 1) } // 0 is the file after the configuration's
+	out := api.Config{
+		Version: api.Version, ID: cfg.ID, VCPUs: cfg.CPUs, Memory: cfg.Memory, RNG: true, Balloon: true,
+		Boot: api.Boot{Initrd: api.NoFile}, Console: api.Console{Input: api.NoFile, UART: cfg.DebugConsole},
+	}
+	open := func(to *api.File, path string, flags int) error {
+		f, err := openRegular(path, flags)
+		if err == nil {
+			*to = file(f)
+		}
+		return err
+	}
+	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return out, p, fmt.Errorf("%w (spore doctor says what is missing)", err)
+	}
+	out.KVM = file(kvm)
+	if err := open(&out.Boot.Kernel, host.Kernel, os.O_RDONLY); err != nil {
+		return out, p, fmt.Errorf("guest kernel: %w", err)
+	}
+	if err := open(&out.Boot.Initrd, host.Initramfs, os.O_RDONLY); err != nil {
+		return out, p, fmt.Errorf("initramfs: %w", err)
+	}
+	if err := describeDisks(cfg, writable, &out, open); err != nil {
+		return out, p, err
+	}
+	out.Boot.Cmdline = cmdline(cfg)
+	if err := m.connect(&out, &p, file, undo); err != nil {
+		return out, p, err
+	}
+	return out, p, nil
+}
+
+// describeDisks adds the image and the writable layer. The image's descriptor is read-only, so nothing in the
+// VMM can write it either (BLK-03).
+func describeDisks(cfg Config, writable string, out *api.Config, open func(*api.File, string, int) error) error {
+	if cfg.Root == RootPmem {
+		st, err := os.Stat(cfg.ImagePath)
+		if err != nil {
+			return fmt.Errorf("image: %w", err)
+		}
+		out.Pmem = append(out.Pmem, api.Pmem{Size: st.Size()})
+		if err := open(&out.Pmem[0].File, cfg.ImagePath, os.O_RDONLY); err != nil {
+			return fmt.Errorf("image: %w", err)
+		}
+	} else {
+		out.Disks = append(out.Disks, api.Disk{ID: "image", ReadOnly: true})
+		if err := open(&out.Disks[0].File, cfg.ImagePath, os.O_RDONLY); err != nil {
+			return fmt.Errorf("image: %w", err)
+		}
+	}
+	out.Disks = append(out.Disks, api.Disk{ID: "writable"})
+	if err := open(&out.Disks[len(out.Disks)-1].File, writable, os.O_RDWR); err != nil {
+		return fmt.Errorf("writable layer: %w", err)
+	}
+	return nil
+}
+
+// connect makes the sockets and pipes between supervisor and VMM.
+func (m *machine) connect(out *api.Config, p *pipes, file func(*os.File) api.File, undo *cleanup.Stack) error {
+	control, theirs, err := socketpair(unix.SOCK_STREAM)
+	if err != nil {
+		return err
+	}
+	m.control, out.Control = control, file(theirs)
+	undo.Push(control.Close)
+	sock, theirs, err := socketpair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		return err
+	}
+	m.broker = broker.New(sock)
+	undo.Push(m.broker.Close)
+	out.Vsock = &api.Vsock{CID: guestCID, Broker: file(theirs)}
+	for _, end := range []struct {
+		ours *(*os.File)
+		to   *api.File
+	}{{&p.console, &out.Console.Output}, {&p.log, &out.Log}} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		undo.Push(r.Close)
+		*end.ours, *end.to = r, file(w)
+	}
+	return nil
+}
+
+// start runs spore-vmm in a jail with those descriptors.
+func (m *machine) start(host Host, fds []*os.File) error {
+	exe, err := os.Open(host.VMM)
+	if err != nil {
+		return fmt.Errorf("open VMM: %w", err)
+	}
+	defer exe.Close()
+	uid, gid := jailer.Identity(uint32(time.Now().UnixNano() >> 10))
+	cmd, release, err := jailer.Command(jailer.Config{Exe: exe, UID: uid, GID: gid, Files: fds, Stderr: os.Stderr}, &m.pidfd)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start VMM: %w", err)
+	}
+	m.cmd = cmd
+	return nil
+}
+
+// follow reads all that the VMM says until it is gone, then settles m.
+func (m *machine) follow(p pipes) {
+	var readers sync.WaitGroup
+	readers.Go(func() { io.Copy(m.console, p.console); p.console.Close() })
+	readers.Go(func() { relayLog(m.log, p.log); p.log.Close() })
+	readers.Go(m.readControl)
+	m.died = m.cmd.Wait()
+	readers.Wait()
+	m.control.Close()
+	m.broker.Close()
+	if m.pidfd >= 0 {
+		unix.Close(m.pidfd)
+	}
+	close(m.done)
+}
+
+// readControl takes replies and events until the socket ends.
+func (m *machine) readControl() {
+	for {
+		var msg api.Message
+		if err := wire.Read(m.control, &msg); err != nil {
+			return
+		}
+		switch {
+		case msg.Event != nil && msg.Event.Kind == api.EventStarted:
+			m.running.Do(func() { m.steps = msg.Event.Steps; close(m.started) })
+		case msg.Event != nil && msg.Event.Kind == api.EventExit:
+			m.end = *msg.Event
+		case msg.Reply != nil:
+			m.mu.Lock()
+			if c := m.waiting[msg.Reply.ID]; c != nil {
+				delete(m.waiting, msg.Reply.ID)
+				c <- *msg.Reply
+			}
+			m.mu.Unlock()
+		}
+	}
+}
+
+// errGone says that the VMM ended before it answered.
+var errGone = errors.New("the VMM is gone")
+
+// request sends one control request and waits for its reply.
+func (m *machine) request(ctx context.Context, r api.Request) (api.Reply, error) {
+	c := make(chan api.Reply, 1)
+	m.mu.Lock()
+	m.lastID++
+	r.ID = m.lastID
+	m.waiting[r.ID] = c
+	err := wire.Write(m.control, r)
+	m.mu.Unlock()
+	if err != nil {
+		return api.Reply{}, fmt.Errorf("ask VMM to %s: %w", r.Op, err)
+	}
+	select {
+	case reply := <-c:
+		if reply.Error != "" {
+			return reply, fmt.Errorf("VMM: %s: %s", r.Op, reply.Error)
+		}
+		return reply, nil
+	case <-m.done:
+		return api.Reply{}, fmt.Errorf("ask VMM to %s: %w", r.Op, errGone)
+	case <-ctx.Done():
+		return api.Reply{}, fmt.Errorf("ask VMM to %s: %w", r.Op, context.Cause(ctx))
+	}
+}
+
+// stopGrace is how long a VMM may take to end after it was told to, before it is killed.
+const stopGrace = 3 * time.Second
+
+// kill ends the VMM and waits until nothing of it is left.
+func (m *machine) kill() {
+	m.control.Close() // the VMM takes this for OpStop
+	select {
+	case <-m.done:
+		return
+	case <-time.After(stopGrace):
+	}
+	m.cmd.Process.Kill()
+	<-m.done
+}

@@ -1,0 +1,106 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// verb is what a client asks of a supervisor, on a unix socket in the sandbox's directory. The directory is
+// 0700, so only its owner gets this far. Each request and reply is one wire frame; one request a connection.
+type verb string
+
+const (
+	verbDial   verb = "dial"   // connect to a port of the guest; the reply carries the connected descriptor
+	verbAttach verb = "attach" // the command's own streams; the reply carries a descriptor that speaks agent frames
+	verbSignal verb = "signal" // send a signal to the command
+	verbStop   verb = "stop"   // signal the command, and end the sandbox after the grace period
+	verbKill   verb = "kill"   // end the sandbox now
+	verbWait   verb = "wait"   // reply when it has ended
+	verbStats  verb = "stats"  // counters of the VMM
+)
+
+type request struct {
+	Verb   verb          `json:"verb"`
+	Port   uint32        `json:"port,omitempty"`
+	Signal int           `json:"signal,omitempty"`
+	Grace  time.Duration `json:"grace_ns,omitempty"`
+	Stdin  bool          `json:"stdin,omitempty"`
+}
+
+type reply struct {
+	Error    string                       `json:"error,omitempty"`
+	Outcome  *Outcome                     `json:"outcome,omitempty"`
+	Counters map[string]map[string]uint64 `json:"counters,omitempty"`
+	File     bool                         `json:"file,omitempty"` // a descriptor follows, beside one byte
+}
+
+// shortPath names a file in dir by a path that fits a socket address, however deep dir is. It is valid until
+// the returned file is closed.
+func shortPath(dir, name string) (string, *os.File, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return "", nil, err
+	}
+	return filepath.Join(fmt.Sprintf("/proc/self/fd/%d", d.Fd()), name), d, nil
+}
+
+// listen makes the sandbox's socket. A stale one of an earlier supervisor is replaced: the caller holds the lock.
+func (sb *Sandbox) listen() (*net.UnixListener, error) {
+	path, dir, err := shortPath(sb.dir, socketFile)
+	if err != nil {
+		return nil, fmt.Errorf("listen for clients: %w", err)
+	}
+	defer dir.Close()
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("listen for clients: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen for clients: %w", err)
+	}
+	l.SetUnlinkOnClose(false) // the path is gone with dir; the next supervisor removes the file
+	return l, nil
+}
+
+// dialSupervisor connects to the sandbox's supervisor.
+func (sb *Sandbox) dialSupervisor() (*net.UnixConn, error) {
+	path, dir, err := shortPath(sb.dir, socketFile)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+}
+
+// sendFile passes f to the peer beside one byte.
+func sendFile(c *net.UnixConn, f *os.File) error {
+	_, _, err := c.WriteMsgUnix([]byte{0}, unix.UnixRights(int(f.Fd())), nil)
+	return err
+}
+
+// receiveFile takes the descriptor that the peer passed.
+func receiveFile(c *net.UnixConn) (*os.File, error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := c.ReadMsgUnix(make([]byte, 1), oob)
+	if err != nil {
+		return nil, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 {
+		return nil, fmt.Errorf("receive descriptor: %d messages, %w", len(messages), errors.Join(err, errNoFile))
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return nil, fmt.Errorf("receive descriptor: %w", errors.Join(err, errNoFile))
+	}
+	unix.CloseOnExec(fds[0])
+	return os.NewFile(uintptr(fds[0]), "connection"), nil
+}
+
+var errNoFile = errors.New("no descriptor came")

@@ -1,0 +1,247 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"spore/agent"
+	"spore/internal/timing"
+	"spore/vmm/api"
+)
+
+// Streams are the command's own. A nil Stdin is empty; a nil Stdout or Stderr discards.
+type Streams struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Size           agent.Winsize        // of the terminal at the start, with Config.TTY
+	Resize         <-chan agent.Winsize // later sizes; nil is none
+	Signals        <-chan os.Signal     // passed on to the command; nil is none
+}
+
+// errTimeout is why a command that ran too long is ended.
+var errTimeout = errors.New("timeout")
+
+// bootLimit is how long a guest may take until its agent answers. It is generous: it only has to end.
+const bootLimit = 2 * time.Minute
+
+// Supervise starts the sandbox, runs its command and returns how it ended. It owns the sandbox until then:
+// everything it makes is gone when it returns, and if its process is killed the kernel takes the rest. ready
+// is called once, when the command is about to start; it may be nil. The error is for what came before the
+// sandbox was started; afterwards every end is an Outcome.
+func (sb *Sandbox) Supervise(ctx context.Context, host Host, s Streams, ready func()) (Outcome, error) {
+	lock, err := sb.hold()
+	if err != nil {
+		return Outcome{}, err
+	}
+	defer lock.Close()
+	st, err := sb.readState()
+	if err != nil {
+		return Outcome{}, err
+	}
+	if st.Status == Stopped && sb.Config.Ephemeral() {
+		return Outcome{}, &StateError{Ref: sb.Ref(), Is: Stopped, Want: "only a named sandbox can start again"}
+	}
+	if st.Status != Created && st.Status != Stopped { // its last supervisor was killed
+		st.Status = Stopped
+	}
+	st.move(Starting)
+	st.Supervisor, st.Started, st.Ended, st.Outcome, st.Steps = os.Getpid(), time.Now().UTC(), time.Time{}, Outcome{}, nil
+	if err := sb.writeState(st); err != nil {
+		return Outcome{}, err
+	}
+	clients, err := sb.listen()
+	if err != nil {
+		return Outcome{}, err
+	}
+	v := &supervisor{sb: sb, host: host, state: st, streams: s, clock: timing.Start(), ended: make(chan struct{})}
+	v.ctx, v.cancel = context.WithCancelCause(ctx)
+	go v.serve(clients)
+	outcome := v.run(ready)
+	clients.Close()
+	return outcome, v.settle(outcome)
+}
+
+// supervisor is one start of a sandbox, from launch to outcome.
+type supervisor struct {
+	sb      *Sandbox
+	host    Host
+	state   State
+	streams Streams
+	clock   *timing.Clock
+
+	ctx    context.Context // the life of this start, not of a call: cancelled by kill, stop and the end
+	cancel context.CancelCauseFunc
+
+	machine *machine
+	command commandHandle // the running command; see guest.go
+	hub     hub           // who watches the command's output
+
+	interrupts int // by the user at the terminal
+
+	outcome Outcome       // final once ended is closed
+	ended   chan struct{} // closed when nothing of the machine is left
+}
+
+// run boots the guest, runs the command and takes the machine down again.
+func (v *supervisor) run(ready func()) (outcome Outcome) {
+	defer func() {
+		v.outcome = outcome
+		v.cancel(ErrLost)
+		close(v.ended)
+	}()
+	m, err := launch(v.sb.Config, v.host, v.sb.path(writableFile))
+	if err != nil {
+		return hostError(err)
+	}
+	v.machine = m
+	v.clock.Done("launch")
+	defer v.keepConsole()
+	defer m.kill()
+	go func() { // a machine that ends takes every wait with it
+		<-m.done
+		v.cancel(errGone)
+	}()
+	if err := v.boot(); err != nil {
+		return v.explain(err)
+	}
+	v.state.move(Running)
+	v.state.VMM, v.state.Steps = m.cmd.Process.Pid, v.steps()
+	if err := v.sb.writeState(v.state); err != nil {
+		return hostError(err)
+	}
+	if ready != nil {
+		ready()
+	}
+	outcome = v.runCommand()
+	if !v.sb.Config.Ephemeral() && outcome.Kind != VMMCrash {
+		v.powerOff()
+	}
+	return outcome
+}
+
+// boot waits for the agent to call and tells it what the guest is to be.
+func (v *supervisor) boot() error {
+	ctx, cancel := context.WithTimeoutCause(v.ctx, bootLimit, fmt.Errorf("the guest was not ready within %s", bootLimit))
+	defer cancel()
+	l, err := v.machine.broker.Listen(agent.ControlPort)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	conn, err := accept(ctx, l)
+	if err != nil {
+		return fmt.Errorf("wait for the agent: %w", err)
+	}
+	v.clock.Done("guest kernel")
+	if err := v.handshake(ctx, conn); err != nil {
+		conn.Close()
+		return fmt.Errorf("set up the guest: %w", err)
+	}
+	v.clock.Done("guest set-up")
+	return nil
+}
+
+// accept is l.Accept with an end.
+func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	conn, err := l.Accept()
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return conn, err
+}
+
+// explain turns an error into an outcome: if the machine has ended, that is the reason.
+func (v *supervisor) explain(err error) Outcome {
+	if cause := context.Cause(v.ctx); errors.Is(cause, errKilled) {
+		return Outcome{Kind: Signalled, Signal: "SIGKILL", ExitCode: codeSignal + 9, StartedAt: v.state.Started, Detail: "killed by its owner"}
+	}
+	if errors.Is(err, errGone) || errors.Is(context.Cause(v.ctx), errGone) || v.machineEnded() {
+		<-v.machine.done
+		return v.crash()
+	}
+	if errors.Is(err, context.Canceled) && v.ctx.Err() != nil {
+		err = context.Cause(v.ctx)
+	}
+	return hostError(err)
+}
+
+func (v *supervisor) machineEnded() bool {
+	select {
+	case <-v.machine.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// crash is the outcome of a machine that ended under its command.
+func (v *supervisor) crash() Outcome {
+	o := Outcome{Kind: VMMCrash, ExitCode: CodeSpore, StartedAt: v.state.Started, Duration: time.Since(v.state.Started)}
+	switch end := v.machine.end; end.Reason {
+	case api.ExitPowerOff:
+		o.Detail = "the guest powered off"
+	case api.ExitReset:
+		o.Detail = "the guest reset"
+	case api.ExitPanic:
+		o.Detail = "the guest kernel panicked"
+	case api.ExitTripleFault:
+		o.Detail = "the guest triple-faulted"
+	case "":
+		o.Detail = "the VMM was killed"
+		if v.machine.died != nil {
+			o.Detail = fmt.Sprintf("the VMM ended: %v", v.machine.died)
+		}
+	default:
+		o.Detail = end.Detail
+	}
+	return o
+}
+
+// keepConsole writes what the guest said on its console beside the record.
+func (v *supervisor) keepConsole() {
+	if text := v.machine.console.String(); text != "" {
+		// Best effort: the console is a help, its loss is no failure of the command.
+		_ = os.WriteFile(v.sb.path(consoleFile), []byte(text), 0o600)
+	}
+}
+
+// steps are the times of this start: ours, with the VMM's own beneath.
+func (v *supervisor) steps() []Step {
+	var all []Step
+	for _, s := range v.clock.Steps() {
+		all = append(all, Step{s.Name, s.Duration})
+	}
+	for _, s := range v.machine.steps {
+		all = append(all, Step{"vmm: " + s.Name, time.Duration(s.Nanos)})
+	}
+	return all
+}
+
+// settle writes the end into the record.
+func (v *supervisor) settle(o Outcome) error {
+	v.state.move(Stopped)
+	v.state.Ended, v.state.Outcome, v.state.VMM, v.state.Supervisor = time.Now().UTC(), o, 0, 0
+	if err := v.sb.writeState(v.state); err != nil {
+		return err
+	}
+	v.sb.lastSteps = v.state.Steps
+	if v.sb.Config.AutoRemove {
+		return v.sb.removeHeld()
+	}
+	return v.sb.dropWritable()
+}
+
+// Console returns what the guest kernel wrote to its console in the sandbox's last run.
+func (sb *Sandbox) Console() (string, error) {
+	b, err := os.ReadFile(sb.path(consoleFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return string(b), err
+}
