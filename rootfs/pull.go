@@ -6,6 +6,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 // Policy says when Pull asks the source although the store may have the image.
@@ -65,7 +67,7 @@ func (s *Store) Pull(ctx context.Context, ref string, opt PullOptions) (Image, e
 		return Image{}, fmt.Errorf("pull: %w", err)
 	}
 	if opt.Policy != PullAlways {
-		img, err := s.Get(as)
+		img, err := s.present(as, opt.Platform)
 		if err == nil || opt.Policy == PullNever {
 			return img, err
 		}
@@ -76,13 +78,30 @@ func (s *Store) Pull(ctx context.Context, ref string, opt PullOptions) (Image, e
 	}
 	defer lock.release()
 	if opt.Policy != PullAlways { // somebody may have fetched it meanwhile
-		if img, err := s.Get(as); err == nil {
+		if img, err := s.present(as, opt.Platform); err == nil {
 			return img, nil
 		}
 	}
 	img, err := s.fetch(ctx, rest, as, opt)
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", as, err)
+	}
+	return img, nil
+}
+
+// present finds an image that is for the platform, if one was asked for.
+func (s *Store) present(name, platform string) (Image, error) {
+	img, err := s.Get(name)
+	if err != nil || platform == "" {
+		return img, err
+	}
+	want, err := parsePlatform(platform)
+	if err != nil {
+		return Image{}, err
+	}
+	have, err := v1.ParsePlatform(img.Platform)
+	if err != nil || !have.Satisfies(want) {
+		return Image{}, fmt.Errorf("image %s is for %s, not %s: %w", name, img.Platform, platform, ErrNotFound)
 	}
 	return img, nil
 }

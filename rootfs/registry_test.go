@@ -204,6 +204,15 @@ func TestPullPlatform(t *testing.T) {
 			t.Errorf("%s: %+v, %v", arch, img, err)
 		}
 	}
+	if img, err := s.Pull(t.Context(), ref.Name(), rootfs.PullOptions{}); err != nil || img.Platform != "linux/arm64" {
+		t.Errorf("no platform asked for: %+v, %v", img, err)
+	}
+	if _, err := s.Pull(t.Context(), ref.Name(), rootfs.PullOptions{Platform: "linux/amd64", Policy: rootfs.PullNever}); !errors.Is(err, rootfs.ErrNotFound) {
+		t.Errorf("the other platform, without asking the registry: %v", err)
+	}
+	if img, err := s.Pull(t.Context(), ref.Name(), rootfs.PullOptions{Platform: "linux/amd64"}); err != nil || img.Platform != "linux/amd64" {
+		t.Errorf("the other platform: %+v, %v", img, err)
+	}
 	for _, platform := range []string{"linux/s390x", "windows/amd64", "linux", "a/b/c/d"} {
 		if _, err := s.Pull(t.Context(), ref.Name(), rootfs.PullOptions{Platform: platform, Policy: rootfs.PullAlways}); err == nil {
 			t.Errorf("%s was accepted", platform)

@@ -14,6 +14,9 @@ func (s *Store) tempFile() (*os.File, error) { return tempFileIn(s.dir) }
 
 func tempFileIn(dir string) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
+		return nil, fmt.Errorf("create unnamed file in %s: its file system has no O_TMPFILE, as network file systems do not; put the store elsewhere: %w", dir, err)
+	}
 	if err != nil {
 		return nil, &os.PathError{Op: "create unnamed file in", Path: dir, Err: err}
 	}
