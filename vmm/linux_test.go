@@ -174,7 +174,7 @@ func initProgram(reboot uint32) []byte {
 	code := []byte{0xb8, 1, 0, 0, 0, 0xbf, 1, 0, 0, 0, 0xbe} // mov eax, write; mov edi, 1; mov esi, text
 	code = le.AppendUint32(code, base+headers+58)
 	code = append(code, 0xba, byte(len(text)), 0, 0, 0, 0x0f, 0x05) // mov edx, len; syscall
-	code = append(code, 0xbf)                                      // mov edi, magic1
+	code = append(code, 0xbf)                                       // mov edi, magic1
 	code = le.AppendUint32(code, 0xfee1dead)
 	code = append(code, 0xbe) // mov esi, magic2
 	code = le.AppendUint32(code, 672274793)
