@@ -1,0 +1,123 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"testing"
+
+	"spore/internal/wire"
+	"spore/vmm/api"
+)
+
+// machine records what was asked of it.
+type machine struct {
+	mu    sync.Mutex
+	calls []string
+	fail  error
+	ended chan struct{}
+	once  sync.Once
+}
+
+func (m *machine) note(s string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.calls = append(m.calls, s)
+	return m.fail
+}
+func (m *machine) Pause(context.Context) error  { return m.note("pause") }
+func (m *machine) Resume(context.Context) error { return m.note("resume") }
+func (m *machine) SetBalloon(int64) error       { return m.note("balloon") }
+func (m *machine) Stop(string)                  { m.note("stop"); m.once.Do(func() { close(m.ended) }) }
+func (m *machine) Stats() map[string]map[string]uint64 {
+	return map[string]map[string]uint64{"vcpu0": {"mmio": 3}}
+}
+
+func start(t *testing.T) (*machine, *Server, net.Conn, chan error) {
+	ours, theirs := net.Pipe()
+	t.Cleanup(func() { ours.Close() })
+	m := &machine{ended: make(chan struct{})}
+	s := New(theirs, nil)
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(t.Context(), m) }()
+	return m, s, ours, done
+}
+
+func ask(t *testing.T, c net.Conn, r api.Request) api.Reply {
+	t.Helper()
+	if err := wire.Write(c, r); err != nil {
+		t.Fatal(err)
+	}
+	var m api.Message
+	if err := wire.Read(c, &m); err != nil {
+		t.Fatal(err)
+	}
+	if m.Reply == nil || m.Reply.ID != r.ID {
+		t.Fatalf("reply %+v to request %d", m.Reply, r.ID)
+	}
+	return *m.Reply
+}
+
+func TestRequests(t *testing.T) {
+	m, _, c, _ := start(t)
+	for i, op := range []api.Op{api.OpPause, api.OpResume, api.OpBalloon} {
+		if r := ask(t, c, api.Request{ID: uint64(i + 1), Op: op}); r.Error != "" {
+			t.Errorf("%s: %s", op, r.Error)
+		}
+	}
+	if r := ask(t, c, api.Request{ID: 9, Op: api.OpStats}); r.Counters["vcpu0"]["mmio"] != 3 {
+		t.Errorf("stats: %+v", r)
+	}
+	if r := ask(t, c, api.Request{ID: 10, Op: "explode"}); r.Error == "" {
+		t.Error("unknown request: no error")
+	}
+	m.mu.Lock()
+	m.fail = errors.New("no")
+	m.mu.Unlock()
+	if r := ask(t, c, api.Request{ID: 11, Op: api.OpPause}); r.Error != "no" {
+		t.Errorf("failing pause: %+v", r)
+	}
+	if r := ask(t, c, api.Request{ID: 12, Op: api.OpStop}); r.Error != "" {
+		t.Errorf("stop: %+v", r)
+	}
+	<-m.ended
+}
+
+func TestAClosedSocketStopsTheMachine(t *testing.T) {
+	m, _, c, done := start(t)
+	c.Close()
+	<-m.ended
+	if err := <-done; err != nil {
+		t.Errorf("serve: %v, want nil for an orderly close", err)
+	}
+}
+
+func TestGarbageStopsTheMachine(t *testing.T) {
+	m, _, c, done := start(t)
+	if _, err := c.Write([]byte{0xff, 0xff, 0xff, 0x7f}); err != nil { // a frame of 2 GiB
+		t.Fatal(err)
+	}
+	<-m.ended
+	if err := <-done; !errors.Is(err, wire.ErrTooLong) {
+		t.Errorf("serve: %v, want ErrTooLong", err)
+	}
+}
+
+func TestNothingFollowsTheExitEvent(t *testing.T) {
+	_, s, c, _ := start(t)
+	sent := make(chan error, 1)
+	go func() {
+		sent <- errors.Join(s.Event(api.Event{Kind: api.EventStarted}), s.Event(api.Event{Kind: api.EventExit, Reason: api.ExitPowerOff}),
+			s.Event(api.Event{Kind: api.EventStarted}))
+	}()
+	for _, want := range []api.EventKind{api.EventStarted, api.EventExit} {
+		var m api.Message
+		if err := wire.Read(c, &m); err != nil || m.Event == nil || m.Event.Kind != want {
+			t.Fatalf("got %+v, %v; want %s", m.Event, err, want)
+		}
+	}
+	if err := <-sent; err != nil { // the third did not wait for a reader
+		t.Error(err)
+	}
+}
