@@ -135,7 +135,7 @@ func (d *Device) Run(ctx context.Context, a virtio.Active) error {
 	var wg sync.WaitGroup
 	for _, s := range d.servers(a) {
 		wg.Go(func() {
-			if err := s.serve(ctx); err != nil {
+			if err := s.contained(ctx); err != nil {
 				cancel(brokenRing{err})
 			}
 		})

@@ -3,6 +3,8 @@ package balloon
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
 
 	"spore/guestmem"
@@ -52,6 +54,17 @@ func (d *Device) servers(a virtio.Active) (list []*server) {
 		add(4, (*server).report)
 	}
 	return list
+}
+
+// contained is serve, with a panic, which would be our mistake, turned into an error: it costs the guest its balloon
+// and not the process its other work.
+func (s *server) contained(ctx context.Context) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("balloon panicked: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return s.serve(ctx)
 }
 
 // serve runs until ctx ends (nil) or the ring is broken. When it returns every chain taken is given back.

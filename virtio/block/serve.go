@@ -3,6 +3,8 @@ package block
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
 
 	"spore/virtio"
@@ -67,30 +69,37 @@ func newServer(d *Device, a virtio.Active, index int) *server {
 func (s *server) serve(ctx context.Context) error {
 	ctx, s.stop = context.WithCancel(ctx)
 	defer s.stop()
-	s.loop(ctx)
+	s.contained(func() { s.loop(ctx) })
 	close(s.jobs)
 	s.wg.Wait()
 	return s.err
+}
+
+// contained runs f and turns a panic in it, which would be our mistake, into the end of this queue: it costs the
+// guest its disk and not the process its other work.
+func (s *server) contained(f func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.fail(fmt.Errorf("block panicked: %v\n%s", p, debug.Stack()))
+		}
+	}()
+	f()
 }
 
 func (s *server) loop(ctx context.Context) {
 	for {
 		if err := s.q.Wait(ctx); err != nil {
 			if ctx.Err() == nil {
-				s.fail(err)
+				s.fail(fmt.Errorf("wait for kicks: %w", err))
 			}
 			return
 		}
 		for more := true; more && ctx.Err() == nil; {
-			s.mu.Lock()
-			s.q.DisableKicks()
-			s.mu.Unlock()
+			s.disableKicks()
 			if !s.drain(ctx) {
 				return
 			}
-			s.mu.Lock()
-			more = s.q.EnableKicks()
-			s.mu.Unlock()
+			more = s.enableKicks()
 		}
 	}
 }
@@ -176,7 +185,7 @@ func (s *server) handle(r *request) {
 	if !s.slow(r) {
 		status, again := s.d.execute(r, s.g, true)
 		if !again {
-			s.finish(r, status)
+			s.finish(r, status, false)
 			s.bytes += n
 			return
 		}
@@ -187,7 +196,7 @@ func (s *server) handle(r *request) {
 	}
 	s.show() // the guest need not wait for this one to see the others
 	status, _ := s.d.execute(r, s.g, false)
-	s.finish(r, status)
+	s.finish(r, status, false)
 	s.ops, s.bytes = s.ops+1, s.bytes+n
 }
 
@@ -205,18 +214,18 @@ func (s *server) slow(r *request) bool {
 // dispatch gives r to a worker unless it holds the last request.
 func (s *server) dispatch(r *request) bool {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if len(s.free) == 0 {
-		s.mu.Unlock()
 		return false
 	}
 	if s.idle > 0 {
 		s.idle--
 	} else {
-		s.wg.Go(s.work) // at most maxWorkers: all started are busy, each with one of the requests
+		// At most maxWorkers: all that are started are busy, each with one of the requests.
+		s.wg.Go(func() { s.contained(s.work) })
 	}
-	s.mu.Unlock()
 	s.d.counters.waited.Add(1)
-	s.jobs <- r
+	s.jobs <- r // never full
 	return true
 }
 
@@ -224,29 +233,25 @@ func (s *server) dispatch(r *request) bool {
 func (s *server) work() {
 	for r := range s.jobs {
 		status, _ := s.d.execute(r, s.g, false)
-		s.mu.Lock()
-		s.complete(r, status)
-		s.idle++
-		interrupt := s.q.NeedsInterrupt()
-		s.mu.Unlock()
-		if interrupt {
+		if s.finish(r, status, true) {
 			s.used(s.index)
 		}
 	}
 }
 
-// finish is complete for the owner.
-func (s *server) finish(r *request, status byte) {
+// finish gives r's chain back. For a worker it also says whether to raise the interrupt; the owner asks later, for
+// many at once.
+func (s *server) finish(r *request, status byte, worker bool) (interrupt bool) {
 	s.mu.Lock()
-	s.complete(r, status)
-	s.mu.Unlock()
-}
-
-// complete gives r's chain back. The caller holds mu.
-func (s *server) complete(r *request, status byte) {
+	defer s.mu.Unlock()
 	s.d.counters.count(r, status)
 	s.free = append(s.free, r)
 	s.push(r.head, r.finish(status))
+	if !worker {
+		return false
+	}
+	s.idle++
+	return s.q.NeedsInterrupt()
 }
 
 // push gives a chain back and reports whether the ring took it. The caller holds mu.
@@ -258,13 +263,32 @@ func (s *server) push(head uint16, written uint32) bool {
 	return s.err == nil
 }
 
-// fail records an error that ends the queue.
+// fail ends the queue with an error.
 func (s *server) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err == nil {
 		s.err = err
 	}
+	s.stop()
+}
+
+func (s *server) disableKicks() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.q.DisableKicks()
+}
+
+func (s *server) enableKicks() (more bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.q.EnableKicks()
+}
+
+func (s *server) needsInterrupt() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.q.NeedsInterrupt()
 }
 
 // show raises the interrupt for what the owner has given back since the last time, if the driver wants one.
@@ -273,10 +297,7 @@ func (s *server) show() {
 		return
 	}
 	s.ops, s.bytes = 0, 0
-	s.mu.Lock()
-	interrupt := s.q.NeedsInterrupt()
-	s.mu.Unlock()
-	if interrupt {
+	if s.needsInterrupt() {
 		s.used(s.index)
 	}
 }

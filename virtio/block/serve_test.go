@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"os/exec"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -377,5 +378,37 @@ func TestManyQueues(t *testing.T) {
 		}
 	case <-time.After(patience):
 		t.Error("still running")
+	}
+}
+
+// A mistake of ours in one request ends the device, wherever it happens, and nothing else.
+func TestPanicIsContained(t *testing.T) {
+	for name, kind := range map[string]uint32{"by the owner": typeIn, "by a worker": typeFlush} {
+		t.Run(name, func(t *testing.T) {
+			disk := &blocktest.Disk{Data: sectors(testSectors)}
+			disk.Before = func(blocktest.Op, int64, int64, bool) error { panic("bug: a test") }
+			r := newRing(t)
+			d := newDevice(t, Config{Backend: disk})
+			q, err := queue.New(r.mem, r.state, queue.Features{}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.q = q
+			r.put(0, kind, 0, nil, 0)
+			if kind == typeIn {
+				r.put(0, kind, 0, nil, sectorSize)
+			}
+			r.offer(0)
+			done := make(chan error, 1)
+			go func() { done <- d.Run(context.Background(), r.active(allFeatures)) }()
+			select {
+			case err := <-done:
+				if err == nil || !strings.Contains(err.Error(), "bug: a test") {
+					t.Error(err)
+				}
+			case <-time.After(patience):
+				t.Error("still running")
+			}
+		})
 	}
 }
