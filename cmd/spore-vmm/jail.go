@@ -1,6 +1,8 @@
 package main
 
 import (
+	"runtime/debug"
+
 	"spore/jailer"
 	"spore/jailer/seccomp"
 	"spore/vmm/policy"
@@ -9,7 +11,11 @@ import (
 // enterJail and installFilter are where the process gives up its powers: the jail before anything of the guest is
 // looked at, the filter once every descriptor is made and before the guest's first instruction.
 
-// enterJail is called with the number of files after the configuration's.
-func enterJail(files int) error { return jailer.Enter(files + 1) }
+// enterJail takes the number of files after the configuration's descriptor.
+func enterJail(files int) error { return jailer.Enter(1 + files) }
 
-func installFilter() error { return seccomp.Install(policy.Program) }
+// installFilter first lets the runtime do what it does late and would be killed for afterwards.
+func installFilter() error {
+	debug.FreeOSMemory() // start-up garbage; also starts the collector's workers
+	return seccomp.Install(policy.Program)
+}
