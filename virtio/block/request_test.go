@@ -116,6 +116,17 @@ func TestBLK02_SegmentOverflow(t *testing.T) {
 	})
 }
 
+// However many segments a guest sends, no more than there is room for are taken, and none of a request with too many.
+func TestDEV02_SegmentCount(t *testing.T) {
+	for n := range 4 * maxSegments {
+		var r request
+		v, _ := r.parse(testGeometry, 0, [][]byte{header(typeDiscard, 0), bytes.Repeat(rawSegment(0, 1, 0), n)}, [][]byte{{0}})
+		if fits := n > 0 && n <= maxSegments; (v == verdictRun) != fits || (fits && r.count != n) || (!fits && r.count != 0) {
+			t.Errorf("%d segments: verdict %d, %d taken", n, v, r.count)
+		}
+	}
+}
+
 func TestBLK03_ReadOnlyParse(t *testing.T) {
 	g := testGeometry
 	g.readOnly = true
