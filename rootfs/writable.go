@@ -1,11 +1,14 @@
 package rootfs
 
 import (
+	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,14 +24,14 @@ const (
 )
 
 // templateVersion changes with the arguments of mkfs, so that old templates are not used.
-const templateVersion = 1
+const templateVersion = 2
 
 // NewWritable makes a new sparse file at path with an empty ext4 file system of size bytes (rounded up to 4 KiB;
 // MinWritable to MaxWritable), for one sandbox to write to. The file must not exist yet; mode 0600; on
 // error it does not exist. It takes about 200 KiB of disk at first, never more than size.
 //
-// The first file of a size is made by mkfs.ext4 and kept in the store as a template; the others are
-// copies of its data, which takes milliseconds. There is no journal: a layer is lost with its sandbox, and one that
+// The first file of a size is made by mkfs.ext4 and its data kept in the store as a template, from which all files
+// are written in milliseconds, also where the store's file system knows nothing of holes. There is no journal: a layer is lost with its sandbox, and one that
 // is kept after a crash of its guest is to be checked with e2fsck before it is mounted again. Copies share
 // the template's UUID and directory hash seed: each is the only such file system in its guest, and a guest that
 // makes names collide slows down only itself.
@@ -46,7 +49,7 @@ func (s *Store) NewWritable(ctx context.Context, path string, size int64) error 
 	if err != nil {
 		return fmt.Errorf("make writable layer: %w", err)
 	}
-	err = copySparse(ctx, out, template, size)
+	err = expand(ctx, out, template, size)
 	if err = errors.Join(err, out.Close()); err != nil {
 		os.Remove(path)
 		return fmt.Errorf("make writable layer %s: %w", path, err)
@@ -56,7 +59,7 @@ func (s *Store) NewWritable(ctx context.Context, path string, size int64) error 
 
 // template opens the template of a size, making it if there is none.
 func (s *Store) template(ctx context.Context, size int64) (*os.File, error) {
-	path := filepath.Join(s.dir, "writable", fmt.Sprintf("%d-v%d.ext4", size, templateVersion))
+	path := filepath.Join(s.dir, "writable", fmt.Sprintf("%d-v%d.template", size, templateVersion))
 	f, err := os.Open(path)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return f, err
@@ -69,24 +72,39 @@ func (s *Store) template(ctx context.Context, size int64) (*os.File, error) {
 	if f, err := os.Open(path); err == nil {
 		return f, nil
 	}
-	if f, err = s.tempFile(); err != nil {
+	if f, err = s.packedExt4(ctx, size); err != nil {
 		return nil, err
 	}
-	err = f.Truncate(size)
-	if err == nil {
-		err = makeExt4(ctx, f)
-	}
-	if err == nil {
-		err = errors.Join(f.Chmod(0o444), f.Sync())
-	}
-	if err == nil {
-		err = publish(f, path)
-	}
-	if err != nil {
+	if err := errors.Join(f.Chmod(0o444), f.Sync(), publish(f, path)); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// packedExt4 formats a file of size bytes and returns what is in it, packed, as a file without a name.
+func (s *Store) packedExt4(ctx context.Context, size int64) (*os.File, error) {
+	disk, err := s.tempFile()
+	if err != nil {
+		return nil, err
+	}
+	defer disk.Close()
+	packed, err := s.tempFile()
+	if err != nil {
+		return nil, err
+	}
+	err = disk.Truncate(size)
+	if err == nil {
+		err = makeExt4(ctx, disk)
+	}
+	if err == nil {
+		err = pack(ctx, packed, disk, size)
+	}
+	if err != nil {
+		packed.Close()
+		return nil, err
+	}
+	return packed, nil
 }
 
 // makeExt4 formats f. The file is all zero, which mkfs is told, so that neither it nor the guest's kernel, later
@@ -121,18 +139,19 @@ func findTool(name string) (string, error) {
 	return "", err
 }
 
-// copySparse copies the data of from and leaves its holes. to must be empty.
-func copySparse(ctx context.Context, to, from *os.File, size int64) error {
-	if err := to.Truncate(size); err != nil {
-		return err
-	}
-	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil { // shares the blocks, where the file system can
-		return nil
-	}
+// A template is a list of extents: two little-endian words, offset and length, and then the data. It ends with an
+// extent of length 0 at the size of the file.
+const extentHeader = 16
+
+// maxExtent bounds one extent of a template, in bytes. What mkfs writes is far below.
+const maxExtent = 1 << 30
+
+// pack writes the data of a sparse file as extents.
+func pack(ctx context.Context, to, from *os.File, size int64) error {
 	for off := int64(0); off < size; {
 		start, err := from.Seek(off, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) { // only a hole is left
-			return nil
+			break
 		}
 		if err != nil {
 			return err
@@ -141,11 +160,43 @@ func copySparse(ctx context.Context, to, from *os.File, size int64) error {
 		if err != nil {
 			return err
 		}
-		in := contextReader{ctx, io.NewSectionReader(from, start, end-start)}
-		if _, err := io.Copy(io.NewOffsetWriter(to, start), in); err != nil {
+		if err := writeExtent(to, start, end-start); err != nil {
+			return err
+		}
+		if _, err := io.Copy(to, contextReader{ctx, io.NewSectionReader(from, start, end-start)}); err != nil {
 			return err
 		}
 		off = end
 	}
-	return nil
+	return writeExtent(to, size, 0)
+}
+
+func writeExtent(w io.Writer, off, n int64) error {
+	_, err := w.Write(binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, uint64(off)), uint64(n)))
+	return err
+}
+
+// expand writes the file that a template was packed from. to must be empty.
+func expand(ctx context.Context, to, template *os.File, size int64) error {
+	if err := to.Truncate(size); err != nil {
+		return err
+	}
+	// From its beginning: the template may just have been written through this very descriptor.
+	in := contextReader{ctx, bufio.NewReaderSize(io.NewSectionReader(template, 0, math.MaxInt64), 256<<10)}
+	for {
+		var head [extentHeader]byte
+		if _, err := io.ReadFull(in, head[:]); err != nil {
+			return fmt.Errorf("template is damaged: %w", err)
+		}
+		off, n := binary.LittleEndian.Uint64(head[:]), binary.LittleEndian.Uint64(head[8:])
+		if n == 0 && off == uint64(size) {
+			return nil
+		}
+		if n == 0 || n > maxExtent || off > uint64(size) || n > uint64(size)-off {
+			return fmt.Errorf("template is damaged: %d bytes at %d", n, off)
+		}
+		if _, err := io.CopyN(io.NewOffsetWriter(to, int64(off)), in, int64(n)); err != nil {
+			return err
+		}
+	}
 }
