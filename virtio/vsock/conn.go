@@ -255,6 +255,10 @@ func (c *conn) forward(n int) {
 	c.d.counters.toHost.Add(uint64(n))
 }
 
+// live reports whether anything may still come from the host: not once the guest has closed both directions, even if
+// the connection is only about to be ended for that. Called with mu held.
+func (c *conn) live() bool { return c.state == open && c.guestDone != shutdownBoth }
+
 // hostDeaf notes that the host will not read any more. Called with mu held.
 func (c *conn) hostDeaf() effect {
 	c.in.forward(c.in.held())
@@ -264,7 +268,7 @@ func (c *conn) hostDeaf() effect {
 
 // hostFinished notes that the host will not do what flags say any more. Called with mu held.
 func (c *conn) hostFinished(flags uint32) effect {
-	if c.state != open || c.hostDone|flags == c.hostDone {
+	if !c.live() || c.hostDone|flags == c.hostDone {
 		return 0
 	}
 	c.hostDone |= flags

@@ -112,7 +112,7 @@ func (c *conn) sendable() (uint32, step) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.state != open:
+	case !c.live():
 		return 0, stopped
 	case c.guestDone&shutdownReceive != 0:
 		return 0, ended

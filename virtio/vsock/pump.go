@@ -68,7 +68,7 @@ func (c *conn) watch() {
 			told = true
 			c.mu.Lock()
 			e := c.hostFinished(flags)
-			over := c.state != open
+			over := !c.live()
 			c.mu.Unlock()
 			c.d.do(c, e)
 			return over

@@ -73,7 +73,8 @@ func (d *Device) Run(ctx context.Context, a virtio.Active) error {
 	event = event && qs[eventQueue] != nil
 	d.rx.begin(ctx, qs[receiveQueue], event, func() { a.Used(receiveQueue) }, fail)
 	if event {
-		d.spawn(func(ctx context.Context) { fail(d.tellReset(ctx, qs[eventQueue], func() { a.Used(eventQueue) })) })
+		e := &teller{d: d, q: qs[eventQueue], used: func() { a.Used(eventQueue) }}
+		d.spawn(func(ctx context.Context) { fail(e.serve(ctx)) })
 	}
 	d.spawn(func(ctx context.Context) { fail(d.rx.serve(ctx, qs[receiveQueue])) })
 	t := &transmitter{d: d, q: qs[transmitQueue], used: func() { a.Used(transmitQueue) }}
@@ -159,7 +160,7 @@ func (d *Device) do(c *conn, e effect) {
 func (c *conn) enter() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state != open || c.ended {
+	if !c.live() || c.ended {
 		return false
 	}
 	c.users++
