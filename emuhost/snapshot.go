@@ -1,6 +1,7 @@
 package emuhost
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -19,6 +21,8 @@ const (
 	// kernel's late work (clock refinement, deferred initialisation) is in it.
 	settleTime = 2 * time.Second
 	saveTry    = "saving-"
+	// keepSnapshots covers a few builds of init and sizes of machine.
+	keepSnapshots = 4
 )
 
 // snapshot is a machine saved when it was ready to be configured: memory and
@@ -115,7 +119,38 @@ func (h *Host) save(ctx context.Context, k kernel, initramfs string, s snapshot)
 	if err := os.RemoveAll(s.dir); err != nil {
 		return err
 	}
-	return os.Rename(dir, s.dir)
+	if err := os.Rename(dir, s.dir); err != nil {
+		return err
+	}
+	h.prune(parent)
+	return nil
+}
+
+// prune removes all but the newest snapshots, and what interrupted saves left.
+// A machine that runs from one keeps its files.
+func (h *Host) prune(parent string) {
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		h.cfg.Log.Debug("prune snapshots", "err", err)
+		return
+	}
+	age := func(e os.DirEntry) time.Duration {
+		info, err := e.Info()
+		if err != nil {
+			return 0 // vanished
+		}
+		return time.Since(info.ModTime())
+	}
+	slices.SortFunc(entries, func(a, b os.DirEntry) int { return cmp.Compare(age(a), age(b)) })
+	kept := 0
+	for _, e := range entries {
+		if kept++; kept <= keepSnapshots && !strings.HasPrefix(e.Name(), saveTry) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(parent, e.Name())); err != nil {
+			h.cfg.Log.Debug("prune snapshots", "err", err)
+		}
+	}
 }
 
 // save writes the machine's device state beside its memory file.
