@@ -58,6 +58,7 @@ type process struct {
 	cmd     *exec.Cmd
 	control *os.File
 	console chan string // the whole output, once
+	log     chan string // likewise
 	began   time.Time
 }
 
@@ -65,7 +66,7 @@ type process struct {
 // files is n.
 func launch(t *testing.T, cfg api.Config, files ...string) *process {
 	t.Helper()
-	p := &process{t: t, console: make(chan string, 1)}
+	p := &process{t: t, console: make(chan string, 1), log: make(chan string, 1)}
 	var inherit []*os.File
 	add := func(f *os.File, err error) api.File {
 		if err != nil {
@@ -89,7 +90,9 @@ func launch(t *testing.T, cfg api.Config, files ...string) *process {
 	cfg.Console.Output = add(in, err)
 	cfg.Control = add(os.NewFile(uintptr(pair[1]), "control"), nil)
 	cfg.KVM = add(os.OpenFile("/dev/kvm", os.O_RDWR, 0))
-	cfg.Version, cfg.Log, cfg.Console.Input = api.Version, api.NoFile, api.NoFile
+	logOut, logIn, err := os.Pipe()
+	cfg.Log = add(logIn, err)
+	cfg.Version, cfg.Console.Input = api.Version, api.NoFile
 	p.cmd = exec.Command(setting("SPORE_VMM", "../bin/spore-vmm"), "-unjailed")
 	p.cmd.ExtraFiles = inherit
 	p.cmd.Stderr = os.Stderr
@@ -105,10 +108,12 @@ func launch(t *testing.T, cfg api.Config, files ...string) *process {
 		t.Fatal(err)
 	}
 	configWrite.Close()
-	go func() {
-		b, _ := io.ReadAll(out)
-		p.console <- string(b)
-	}()
+	collect := func(f *os.File, to chan string) {
+		b, _ := io.ReadAll(f)
+		to <- string(b)
+	}
+	go collect(out, p.console)
+	go collect(logOut, p.log)
 	return p
 }
 
@@ -245,7 +250,7 @@ func TestLinuxBoots(t *testing.T) {
 			}
 			t.Logf("started after %v, ended after %v", up, total)
 			if testing.Verbose() {
-				t.Log(console)
+				t.Logf("%s\n%s", console, <-p.log)
 			}
 			if err := p.cmd.Wait(); err != nil {
 				t.Errorf("spore-vmm: %v", err)

@@ -89,6 +89,7 @@ func serve(cfg api.Config, files []*os.File, server *control.Server, log *slog.L
 	if err != nil {
 		return err
 	}
+	log.Info("machine ended", "reason", exit.Reason, "detail", exit.Detail, "counters", m.Stats())
 	return server.Event(api.Event{Kind: api.EventExit, Reason: exit.Reason, Detail: exit.Detail})
 }
 
