@@ -164,7 +164,7 @@ func (s *Store) commit(ctx context.Context, f *os.File, r record, as string, n t
 	if err != nil {
 		return Image{}, err
 	}
-	if err := publish(f, s.blobPath(r.Rootfs)); err != nil {
+	if err := s.storeBlob(f, r); err != nil {
 		return Image{}, fmt.Errorf("store image: %w", err)
 	}
 	if n.Image, err = s.writeRecord(r); err != nil {
@@ -176,4 +176,16 @@ func (s *Store) commit(ctx context.Context, f *os.File, r record, as string, n t
 		return Image{}, err
 	}
 	return s.find(as, all)
+}
+
+// storeBlob gives the EROFS file its name. One that is there already is the same, unless it was cut short
+// behind the store's back; then it is replaced. It needs the store lock.
+func (s *Store) storeBlob(f *os.File, r record) error {
+	path := s.blobPath(r.Rootfs)
+	if info, err := os.Lstat(path); err == nil && (info.Size() != r.Size || !info.Mode().IsRegular()) {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return publish(f, path)
 }

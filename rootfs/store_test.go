@@ -151,6 +151,9 @@ func TestCorruption(t *testing.T) {
 	if _, err := img.Open(); !errors.Is(err, rootfs.ErrDigest) {
 		t.Errorf("short image: %v", err)
 	}
+	if _, err := importPlain(t, s, "a").Open(); err != nil {
+		t.Errorf("imported once more: %v", err)
+	}
 	if err := errors.Join(os.Remove(record), os.WriteFile(record, []byte("{}"), 0o644)); err != nil {
 		t.Fatal(err)
 	}

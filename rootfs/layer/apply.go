@@ -169,11 +169,10 @@ func (t *Tree) addWhiteout(parts []string) error {
 		return err
 	}
 	if base == opaqueMarker {
-		t.prune(dir)
-	} else {
-		t.whiteout(dir, name)
+		_, err = t.prune(dir)
+		return err
 	}
-	return nil
+	return t.whiteout(dir, name)
 }
 
 // newInode makes the inode of an entry; nil if the entry is left out.

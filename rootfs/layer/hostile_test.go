@@ -171,7 +171,7 @@ func TestIMG02Bombs(t *testing.T) {
 	numbered := func(make func(name string) tar.Header) func(int) []byte {
 		return func(i int) []byte { return one(make(fmt.Sprint(i)))(0) }
 	}
-	limits := layer.Limits{Entries: 3000, Size: 16 << 20, Metadata: 4 << 20}
+	limits := layer.Limits{Entries: 3000, Size: 8 << 20, Metadata: 4 << 20}
 	for _, c := range []struct {
 		name  string
 		next  func(int) []byte
@@ -212,6 +212,38 @@ func TestIMG02Bombs(t *testing.T) {
 				t.Errorf("wrote %d bytes", info.Size())
 			}
 		})
+	}
+}
+
+// TestIMG02WorkBombs: archives that are small but make much work, by links to links and by whiteouts of a large tree.
+func TestIMG02WorkBombs(t *testing.T) {
+	entry := func(h tar.Header) []byte {
+		data := archive(t, h)
+		return data[:len(data)-1024]
+	}
+	opaque := entry(whiteout(".wh..wh..opq"))
+	through := entry(whiteout(strings.Repeat("l/", 60) + ".wh.x"))
+	for name, next := range map[string]func(int) []byte{
+		"opaque over and over": func(i int) []byte {
+			if i < 2000 {
+				return entry(regular(fmt.Sprint(i), ""))
+			}
+			return opaque
+		},
+		"long way through links": func(i int) []byte {
+			switch i {
+			case 0:
+				return entry(directory("d"))
+			case 1:
+				return entry(symlink("l", strings.Repeat("d/../", 800)+"."))
+			}
+			return through
+		},
+	} {
+		tree := layer.NewTree(erofs.NewWriter(imageFile(t)), layer.Limits{Steps: 1 << 20}, nil)
+		if err := tree.Apply(context.Background(), &repeat{next: next}); !limited(err, "steps") {
+			t.Errorf("%s: %v, want the limit for steps", name, err)
+		}
 	}
 }
 

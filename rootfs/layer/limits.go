@@ -10,6 +10,7 @@ type Limits struct {
 	Entries  int   // inodes, implied directories included; default 2 Mi
 	Size     int64 // bytes of all layers, unpacked, holes of sparse files counted; default 64 GiB
 	Metadata int64 // bytes of memory for names, link targets, attributes and inodes; default 1 GiB
+	Steps    int   // directory entries looked at to resolve names and for whiteouts; default 64 Mi, seconds of work
 	Ratio    int64 // unpacked : compressed bytes of one layer, once it has unpacked RatioFrom bytes; default 200
 }
 
@@ -27,13 +28,17 @@ func (l Limits) WithDefaults() Limits {
 	if l.Metadata == 0 {
 		l.Metadata = 1 << 30
 	}
+	if l.Steps == 0 {
+		l.Steps = 64 << 20
+	}
 	if l.Ratio == 0 {
 		l.Ratio = 200
 	}
 	return l
 }
 
-// LimitError says that an image is larger than allowed. Name is the field of Limits, in lower case.
+// LimitError says that an image is larger than allowed. Name is the field of Limits, in lower case, or what is bounded
+// by a constant: "layers", "manifest".
 type LimitError struct {
 	Name  string
 	Limit int64

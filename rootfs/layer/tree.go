@@ -23,6 +23,7 @@ type Tree struct {
 	meta    int64 // bytes of memory, see Limits.Metadata
 	inline  int64 // bytes of file contents kept in memory
 	stream  int64 // unpacked bytes of all layers
+	steps   int   // see Limits.Steps
 	warn    func(string)
 	// linked holds this layer's hard links to files of earlier layers, which their inodes' marks do not show.
 	linked map[name]struct{}
@@ -56,6 +57,14 @@ func (t *Tree) charge(entries int, bytes int) error {
 	}
 	if t.meta += int64(entries)*inodeCost + int64(bytes); t.meta > t.limits.Metadata {
 		return &LimitError{"metadata", t.limits.Metadata}
+	}
+	return nil
+}
+
+// step accounts for one directory entry that is looked at.
+func (t *Tree) step() error {
+	if t.steps++; t.steps > t.limits.Steps {
+		return &LimitError{"steps", int64(t.limits.Steps)}
 	}
 	return nil
 }
@@ -95,6 +104,9 @@ func (w *walker) dir() *erofs.Inode { return w.stack[len(w.stack)-1] }
 
 // step goes into the directory that name is or links to.
 func (w *walker) step(name string) error {
+	if err := w.tree.step(); err != nil {
+		return err
+	}
 	switch name {
 	case "", ".":
 		return nil
@@ -191,29 +203,45 @@ func (t *Tree) Find(name string) *erofs.Inode {
 }
 
 // whiteout removes what the layers below put at base in dir. What this layer has put there stays.
-func (t *Tree) whiteout(dir *erofs.Inode, base string) {
+func (t *Tree) whiteout(dir *erofs.Inode, base string) error {
 	child := dir.Children[base]
 	if child == nil {
-		return
+		return nil
 	}
-	below := child.IsDir() && t.prune(child)
-	if !below && !t.own(dir, base) {
+	kept, err := t.keep(dir, base, child)
+	if err == nil && !kept {
 		delete(dir.Children, base)
 	}
+	return err
 }
 
 // prune removes everything below dir that is of an earlier layer, and reports whether anything is left. A
 // directory of an earlier layer stays if it holds something of this one. The depth is bounded by depthMax.
-func (t *Tree) prune(dir *erofs.Inode) (kept bool) {
+func (t *Tree) prune(dir *erofs.Inode) (kept bool, err error) {
 	for base, child := range dir.Children {
-		below := child.IsDir() && t.prune(child)
-		if !below && !t.own(dir, base) {
-			delete(dir.Children, base)
-			continue
+		stays, err := t.keep(dir, base, child)
+		if err != nil {
+			return false, err
 		}
-		kept = true
+		if !stays {
+			delete(dir.Children, base)
+		}
+		kept = kept || stays
 	}
-	return kept
+	return kept, nil
+}
+
+// keep prunes a child and reports whether it is, or holds, something of the layer being applied.
+func (t *Tree) keep(dir *erofs.Inode, base string, child *erofs.Inode) (kept bool, err error) {
+	if err := t.step(); err != nil {
+		return false, err
+	}
+	if child.IsDir() {
+		if kept, err = t.prune(child); err != nil {
+			return false, err
+		}
+	}
+	return kept || t.own(dir, base), nil
 }
 
 // own reports whether the layer being applied has put base into dir.
