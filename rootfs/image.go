@@ -47,14 +47,31 @@ const Alignment = 2 << 20
 // process, the image is in use: Remove refuses it unless forced, and Prune leaves it alone. ErrNotFound if
 // the image was removed meanwhile.
 func (i Image) Open() (*os.File, error) {
-	f, err := os.Open(i.Path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("image %s: %w", i.title(), ErrNotFound)
+	f, err := OpenFile(i.Path)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", i.title(), err)
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() != i.Size {
+		err = fmt.Errorf("%d bytes instead of %d: %w", info.Size(), i.Size, ErrDigest)
 	}
 	if err != nil {
+		f.Close()
 		return nil, fmt.Errorf("open image %s: %w", i.title(), err)
 	}
-	if err := i.hold(f); err != nil {
+	return f, nil
+}
+
+// OpenFile is Image.Open for those who were handed only Image.Path, such as a sandbox that starts again later.
+func OpenFile(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open %s: %w", path, ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := hold(f, path); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -62,27 +79,23 @@ func (i Image) Open() (*os.File, error) {
 }
 
 // hold marks f as in use. Whoever deletes takes the exclusive lock for an instant first, so waiting is short.
-func (i Image) hold(f *os.File) error {
+func hold(f *os.File, path string) error {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_SH)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("lock image %s: %w", i.title(), err)
+			return fmt.Errorf("lock %s: %w", path, err)
 		}
 		break
 	}
 	info, err := f.Stat()
 	if err != nil {
-		return fmt.Errorf("open image %s: %w", i.title(), err)
+		return err
 	}
-	now, err := os.Stat(i.Path)
-	if err != nil || !os.SameFile(info, now) {
-		return fmt.Errorf("image %s: %w", i.title(), ErrNotFound)
-	}
-	if info.Size() != i.Size {
-		return fmt.Errorf("open image %s: %d bytes instead of %d: %w", i.title(), info.Size(), i.Size, ErrDigest)
+	if now, err := os.Stat(path); err != nil || !os.SameFile(info, now) {
+		return fmt.Errorf("open %s: %w", path, ErrNotFound)
 	}
 	return nil
 }
