@@ -145,7 +145,7 @@ func TestCorruption(t *testing.T) {
 	s := openStore(t, rootfs.Config{})
 	img := importPlain(t, s, "a")
 	record := filepath.Join(s.Dir(), "images", strings.TrimPrefix(img.Digest, "sha256:")+".json")
-	if err := os.Truncate(img.Path, img.Size/2); err != nil {
+	if err := errors.Join(os.Chmod(img.Path, 0o600), os.Truncate(img.Path, img.Size/2)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := img.Open(); !errors.Is(err, rootfs.ErrDigest) {
