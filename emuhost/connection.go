@@ -24,6 +24,9 @@ const portRetry = 20 * time.Millisecond
 // middle of a command.
 var ErrLost = errors.New("the emulated host has gone away")
 
+// ErrNotRunning is an attempt to use the host before it was started.
+var ErrNotRunning = errors.New("the emulated host is not running; start it with: spore host start")
+
 // connection is a session on a port.
 type connection struct {
 	conn net.Conn
@@ -121,6 +124,9 @@ func (h *Host) openPort(ctx context.Context) (*connection, error) {
 			c, err := connect(ctx, h.runDir(), name)
 			if err != nil {
 				_ = lock.Close()
+				if st, statusErr := h.Status(ctx); statusErr == nil && !st.Running {
+					return nil, ErrNotRunning
+				}
 				return nil, err
 			}
 			c.lock = lock

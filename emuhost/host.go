@@ -9,11 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"spore/emuhost/frame"
 )
@@ -22,7 +18,8 @@ const (
 	sharedTag     = "shared"
 	hostName      = "spore-host"
 	resumeTimeout = time.Minute
-	stopTimeout   = 30 * time.Second
+	syncTimeout   = 10 * time.Second
+	endTimeout    = time.Minute
 )
 
 // How a machine came up.
@@ -71,19 +68,6 @@ func (h *Host) Status(context.Context) (Status, error) {
 	return r.Status, nil
 }
 
-// processBirth is a process's start time as the kernel writes it, or "".
-func processBirth(pid int) string {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return ""
-	}
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(fields) < 20 || fields[0] == "Z" {
-		return ""
-	}
-	return fields[19]
-}
-
 // Prepare makes everything a start needs: kernel, initramfs and snapshot. It
 // is quick when they are there.
 func (h *Host) Prepare(ctx context.Context) error {
@@ -128,6 +112,10 @@ func (h *Host) Start(ctx context.Context) error {
 	}
 	k, initramfs, s, err := h.prepare(ctx)
 	if err != nil {
+		return err
+	}
+	// A start that was interrupted may have left its QEMU behind.
+	if err := endMachine(ctx, h.runDir()); err != nil {
 		return err
 	}
 	h.cfg.Progress("start the emulated host")
@@ -231,9 +219,9 @@ func (h *Host) Stop(ctx context.Context) error {
 	if err != nil || !st.Running {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	syncing, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
-	if err := h.control(ctx, func(c *connection) error {
+	if err := h.control(syncing, func(c *connection) error {
 		if err := c.send(frame.TypeSync, nil); err != nil {
 			return err
 		}
@@ -241,19 +229,10 @@ func (h *Host) Stop(ctx context.Context) error {
 	}); err != nil {
 		h.cfg.Log.Debug("write back the emulated host's files", "err", err)
 	}
-	return h.endProcess(ctx, st.PID)
-}
-
-// endProcess kills QEMU, whose id was checked, and waits until it is gone.
-func (h *Host) endProcess(ctx context.Context, pid int) error {
-	birth := processBirth(pid)
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+	ending, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	if err := endMachine(ending, h.runDir()); err != nil {
 		return fmt.Errorf("stop the emulated host: %w", err)
-	}
-	for birth != "" && processBirth(pid) == birth {
-		if err := pause(ctx, 2*time.Millisecond); err != nil {
-			return fmt.Errorf("stop the emulated host: %w", err)
-		}
 	}
 	if err := os.Remove(h.recordFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("stop the emulated host: %w", err)

@@ -132,6 +132,10 @@ func (h *Host) launch(ctx context.Context, dir string, l launch) (*machine, *mon
 		_ = cmd.Wait() // its log says why
 		close(m.exited)
 	}()
+	if err := writeProcess(dir, cmd.Process.Pid); err != nil {
+		m.kill()
+		return nil, nil, err
+	}
 	mon, err := m.awaitMonitor(ctx, dir)
 	if err != nil {
 		m.kill()

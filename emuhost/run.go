@@ -169,7 +169,7 @@ func (s *clientSession) forwardStdin() {
 		_ = s.send(frame.TypeStdinEOF, nil) // a lost host shows in receive
 		return
 	}
-	buf := make([]byte, frame.MaxPayload)
+	buf := make([]byte, frame.MaxClientPayload)
 	credit := 0
 	for {
 		n, err := s.cmd.Stdin.Read(buf)

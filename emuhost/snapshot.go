@@ -110,7 +110,7 @@ func (h *Host) save(ctx context.Context, k kernel, initramfs string, s snapshot)
 	if err := m.save(ctx, mon); err != nil {
 		return err
 	}
-	for _, name := range []string{monitorSocket, qemuLog, consoleLog} {
+	for _, name := range []string{monitorSocket, qemuLog, consoleLog, processFile} {
 		_ = os.Remove(filepath.Join(dir, name))
 	}
 	for i := range Ports + 1 {
@@ -144,6 +144,12 @@ func (h *Host) prune(parent string) {
 	slices.SortFunc(entries, func(a, b os.DirEntry) int { return cmp.Compare(age(a), age(b)) })
 	kept := 0
 	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), saveTry) {
+			if err := endMachine(context.Background(), filepath.Join(parent, e.Name())); err != nil {
+				h.cfg.Log.Debug("end an interrupted save", "err", err)
+				continue
+			}
+		}
 		if kept++; kept <= keepSnapshots && !strings.HasPrefix(e.Name(), saveTry) {
 			continue
 		}

@@ -114,9 +114,12 @@ func (p *port) Read(b []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
+		if n > 0 && p.connected {
+			return n, nil
+		}
 		stays := p.awaitClient()
 		switch {
-		case n > 0 && (stays || p.connected):
+		case n > 0 && stays:
 			p.connected = true
 			return n, nil
 		case !stays && p.connected:

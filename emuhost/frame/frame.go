@@ -6,8 +6,8 @@
 // fragment, and what the guest had under way may reach the next client. The
 // protocol is built so that both ends find the start of a session again:
 //
-//   - A client opens with [Padding], zero bytes at least as long as any frame,
-//     and a hello. A fragment of an older frame is completed by the padding and
+//   - A client opens with [Padding], zero bytes as many as a client's frame may
+//     have, and a hello. A fragment of an older frame is completed by the padding and
 //     thrown away because its trailer is wrong; zero bytes between frames mean
 //     nothing.
 //   - The hello carries a random [Nonce]. The guest answers with the same one,
@@ -54,6 +54,9 @@ const (
 	// MaxPayload is the longest payload. A whole frame fits in one write to a
 	// virtio-serial port, which Linux cuts at 32 KiB.
 	MaxPayload = 32<<10 - headerSize - trailerSize
+	// MaxClientPayload is the longest payload a client sends. It is shorter than
+	// MaxPayload to keep Padding short, which every session begins with.
+	MaxClientPayload = 8<<10 - headerSize - trailerSize
 	// MaxBody bounds a request body collected from TypePart frames.
 	MaxBody = 4 << 20
 	// StdinWindow is how many bytes of stdin a client may have sent beyond what
@@ -100,8 +103,9 @@ func Append(dst []byte, tag uint32, t Type, payload []byte) []byte {
 	return binary.LittleEndian.AppendUint32(dst, tag)
 }
 
-// Padding is what a client sends before its hello.
-func Padding() []byte { return make([]byte, MaxFrame) }
+// Padding is what a client sends before its hello: as much as the longest
+// frame a client sends.
+func Padding() []byte { return make([]byte, headerSize+MaxClientPayload+trailerSize) }
 
 // AppendHello adds the hello for a session named n.
 func AppendHello(dst []byte, n Nonce) []byte {

@@ -111,7 +111,7 @@ func TestHuntWanted(t *testing.T) {
 
 func TestRequestParts(t *testing.T) {
 	tag := testNonce.Tag()
-	long := Start{Args: []string{"x", string(bytes.Repeat([]byte{'a'}, 3*MaxPayload))}}
+	long := Start{Args: []string{"x", string(bytes.Repeat([]byte{'a'}, 3*MaxClientPayload))}}
 	wire, err := AppendRequest(nil, tag, TypeStart, long)
 	if err != nil {
 		t.Fatal(err)

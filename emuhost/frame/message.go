@@ -48,9 +48,9 @@ func AppendRequest(dst []byte, tag uint32, t Type, v any) ([]byte, error) {
 	if len(body) > MaxBody {
 		return dst, fmt.Errorf("encode request: %d bytes of arguments and environment, more than %d", len(body), MaxBody)
 	}
-	for len(body) > MaxPayload {
-		dst = Append(dst, tag, TypePart, body[:MaxPayload])
-		body = body[MaxPayload:]
+	for len(body) > MaxClientPayload {
+		dst = Append(dst, tag, TypePart, body[:MaxClientPayload])
+		body = body[MaxClientPayload:]
 	}
 	return Append(dst, tag, t, body), nil
 }
