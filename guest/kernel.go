@@ -2,9 +2,11 @@ package guest
 
 import (
 	"crypto/sha256"
-	_ "embed" // what the kernel is made of
+	"embed"
 	"encoding/hex"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -15,15 +17,35 @@ var kernelConfig []byte
 //go:embed kernel/build.sh
 var kernelBuild []byte
 
+//go:embed kernel/patches/*.patch
+var kernelPatches embed.FS
+
 // KernelPath is where guest/kernel/build.sh has put the vmlinux of this very configuration, below cacheDir
 // ($XDG_CACHE_HOME/spore). It is an error when it has not been built.
 func KernelPath(cacheDir string) (string, error) {
 	h := sha256.New()
 	h.Write(kernelConfig)
 	h.Write(kernelBuild)
+	if err := hashPatches(h); err != nil {
+		return "", err
+	}
 	path := filepath.Join(cacheDir, "kernel", hex.EncodeToString(h.Sum(nil))[:16], "vmlinux")
 	if _, err := os.Stat(path); err != nil {
 		return "", fmt.Errorf("no guest kernel at %s: run 'make kernel', or name one with --kernel", path)
 	}
 	return path, nil
+}
+
+// hashPatches adds the patches in the order in which they are applied.
+func hashPatches(h io.Writer) error {
+	return fs.WalkDir(kernelPatches, "kernel/patches", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := kernelPatches.ReadFile(path)
+		if err == nil {
+			_, err = h.Write(b)
+		}
+		return err
+	})
 }

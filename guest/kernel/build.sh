@@ -7,7 +7,7 @@ source=/usr/src/linux-source-6.1.tar.xz
 
 fail() { echo "kernel: $*" >&2; exit 1; }
 
-hash=$(cat "$here/spore.config" "$here/build.sh" | sha256sum | cut -c1-16)
+hash=$(cat "$here/spore.config" "$here/build.sh" "$here"/patches/*.patch | sha256sum | cut -c1-16)
 kernels=${XDG_CACHE_HOME:-$HOME/.cache}/spore/kernel
 out=$kernels/$hash
 if [ -e "$out/vmlinux" ]; then echo "$out/vmlinux"; exit; fi
@@ -23,6 +23,7 @@ trap 'rm -rf "$work"' EXIT
 tar -xf "$source" -C "$work" --strip-components=1
 cd "$work"
 {
+    for p in "$here"/patches/*.patch; do patch -p1 <"$p"; done
     make -s tinyconfig
     scripts/kconfig/merge_config.sh -m .config "$here/spore.config"
     make -s olddefconfig
@@ -30,6 +31,9 @@ cd "$work"
 while read -r option; do
     grep -qxF "$option" .config || fail "$option did not survive olddefconfig: something it depends on is missing"
 done < <(grep -E '^CONFIG_' "$here/spore.config")
+while read -r option; do
+    if grep -q "^$option=" .config; then fail "$option is still set: something selects it"; fi
+done < <(sed -nE 's/^# (CONFIG_[A-Z0-9_]+) is not set$/\1/p' "$here/spore.config")
 export KBUILD_BUILD_TIMESTAMP=1970-01-01 KBUILD_BUILD_USER=spore KBUILD_BUILD_HOST=spore
 make -s -j"$(nproc)" vmlinux bzImage >>"$work/build.log" 2>&1 || { tail -n 30 "$work/build.log" >&2; fail "build failed"; }
 
