@@ -140,6 +140,15 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
 }
 
+// Say writes a line to the kernel's log, which reaches the console even when the machine ends right after.
+func Say(line string) {
+	f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if err != nil {
+		f = os.Stderr
+	}
+	fmt.Fprintln(f, "<2>"+line)
+}
+
 // PowerOff ends the machine, after a failed set-up too.
 func PowerOff() {
 	unix.Sync()

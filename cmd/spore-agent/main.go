@@ -13,7 +13,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "spore-agent is the init of a guest: it runs as PID 1 or not at all")
 		os.Exit(1)
 	}
-	err := guest.Run()
-	fmt.Fprintln(os.Stderr, "spore-agent:", err)
+	guest.Say("spore-agent: " + guest.Run().Error())
 	guest.PowerOff()
 }
