@@ -216,7 +216,13 @@ func testMachineLost(t *testing.T, h *Host, pid int) {
 	if code != ExitLost || !errors.Is(err, ErrLost) {
 		t.Errorf("code %d, %v", code, err)
 	}
-	if st, err := h.Status(t.Context()); err != nil || st.Running {
-		t.Errorf("status %+v, %v", st, err)
+	for end := time.Now().Add(testTimeout); ; time.Sleep(10 * time.Millisecond) {
+		st, err := h.Status(t.Context())
+		if err == nil && !st.Running {
+			return
+		}
+		if err != nil || time.Now().After(end) { // its sockets close before it is gone
+			t.Fatalf("status %+v, %v", st, err)
+		}
 	}
 }

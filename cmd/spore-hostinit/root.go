@@ -69,6 +69,7 @@ func (h *host) configure(c frame.Configuration) error {
 		}
 	}
 	h.configured.Store(true)
+	go copyUpHot()
 	return nil
 }
 
@@ -114,6 +115,9 @@ func buildRoot(root string) error {
 		if err := os.MkdirAll(filepath.Join("/outer/upper", d), 0o755); err != nil {
 			return err
 		}
+	}
+	if err := seedUpper("/outer/live", "/outer/upper/root"); err != nil {
+		return err
 	}
 	overlay := func(lower, upper string) string {
 		return "lowerdir=/outer/" + lower + ",upperdir=/outer/upper/" + upper +
