@@ -5,6 +5,7 @@ package virtiotest
 import (
 	"context"
 	"encoding/binary"
+	"hash/maphash"
 	"os"
 	"sync/atomic"
 	"testing"
@@ -43,6 +44,7 @@ type Driver struct {
 	kicks    []*os.File
 	buffers  guestmem.GPA // next free address for buffers
 
+	seed   maphash.Seed  // of the hashes of memory
 	raised chan struct{} // an interrupt came
 	count  atomic.Uint64 // how many
 }
@@ -109,7 +111,7 @@ func NewDriver(t *testing.T, dev virtio.Device) *Driver {
 
 // newDriver makes a driver over memory that exists.
 func newDriver(t *testing.T, dev virtio.Device, mem *guestmem.Memory) *Driver {
-	d := &Driver{T: t, Mem: mem, Dev: dev, buffers: bufferBase, raised: make(chan struct{}, 1)}
+	d := &Driver{T: t, Mem: mem, Dev: dev, buffers: bufferBase, seed: maphash.MakeSeed(), raised: make(chan struct{}, 1)}
 	for range dev.QueueSizes() {
 		fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 		if err != nil {
@@ -144,99 +146,6 @@ func (d *Driver) interrupt() {
 
 // Interrupts is how many interrupts there were.
 func (d *Driver) Interrupts() uint64 { return d.count.Load() }
-
-// Read reads a 32-bit register.
-func (d *Driver) Read(off uint64) uint32 {
-	var b [4]byte
-	d.Bus.Read(off, b[:])
-	return binary.LittleEndian.Uint32(b[:])
-}
-
-// Write writes a 32-bit register.
-func (d *Driver) Write(off uint64, v uint32) {
-	d.Bus.Write(off, binary.LittleEndian.AppendUint32(nil, v))
-}
-
-// Registers by offset (virtio 1.2 §4.2.2).
-const (
-	RegDeviceFeatures    = 0x010
-	RegDeviceFeaturesSel = 0x014
-	RegDriverFeatures    = 0x020
-	RegDriverFeaturesSel = 0x024
-	RegQueueSel          = 0x030
-	RegQueueNumMax       = 0x034
-	RegQueueNum          = 0x038
-	RegQueueReady        = 0x044
-	RegQueueNotify       = 0x050
-	RegInterruptStatus   = 0x060
-	RegInterruptACK      = 0x064
-	RegStatus            = 0x070
-	RegQueueDesc         = 0x080
-	RegQueueDriver       = 0x090
-	RegQueueDevice       = 0x0a0
-	RegConfigGeneration  = 0x0fc
-	RegConfig            = 0x100
-)
-
-// Negotiate brings a reset device to DRIVER_OK with all the features it offers that are in mask.
-func (d *Driver) Negotiate(mask uint64) {
-	d.T.Helper()
-	d.NegotiateFeatures(mask)
-	d.rings = nil
-	for i, limit := range d.Dev.QueueSizes() {
-		d.setUpQueue(i, min(limit, ringSize))
-	}
-	d.Write(RegStatus, 15)
-	if got := d.Read(RegStatus); got != 15 {
-		d.T.Fatalf("status is %#x after DRIVER_OK", got)
-	}
-}
-
-// NegotiateFeatures brings a reset device to FEATURES_OK.
-func (d *Driver) NegotiateFeatures(mask uint64) {
-	d.T.Helper()
-	d.Write(RegStatus, 1)
-	d.Write(RegStatus, 3)
-	d.Features = 0
-	for half := range uint32(2) {
-		d.Write(RegDeviceFeaturesSel, half)
-		offered := d.Read(RegDeviceFeatures)
-		take := offered & uint32(mask>>(32*half))
-		d.Write(RegDriverFeaturesSel, half)
-		d.Write(RegDriverFeatures, take)
-		d.Features |= uint64(take) << (32 * half)
-	}
-	d.Write(RegStatus, 11)
-	if got := d.Read(RegStatus); got != 11 {
-		d.T.Fatalf("status is %#x after FEATURES_OK", got)
-	}
-}
-
-// All accepts every feature.
-const All = ^uint64(0)
-
-func (d *Driver) setUpQueue(i int, size uint16) {
-	base := guestmem.GPA(ringBase + i*ringStride)
-	r := &ring{size: size, desc: base, avail: base + 0x4000, used: base + 0x8000, writable: map[uint16]uint64{}}
-	zero := make([]byte, ringStride)
-	if err := d.Mem.WriteAt(zero, base); err != nil {
-		d.T.Fatal(err)
-	}
-	d.rings = append(d.rings, r)
-	d.Write(RegQueueSel, uint32(i))
-	d.Write(RegQueueNum, uint32(size))
-	for reg, a := range map[uint64]guestmem.GPA{RegQueueDesc: r.desc, RegQueueDriver: r.avail, RegQueueDevice: r.used} {
-		d.Write(reg, uint32(a))
-		d.Write(reg+4, uint32(a>>32))
-	}
-	d.Write(RegQueueReady, 1)
-}
-
-// Reset resets the device; everything negotiated is forgotten.
-func (d *Driver) Reset() {
-	d.Write(RegStatus, 0)
-	d.rings, d.buffers = nil, bufferBase
-}
 
 // Alloc reserves n bytes of guest memory for a buffer.
 func (d *Driver) Alloc(n int) guestmem.GPA {
@@ -337,9 +246,25 @@ func (d *Driver) Kick(q int) {
 	}
 }
 
-// Completed returns what the device has given back in a queue since the last call. It also checks that no chain
-// claims more than it can hold.
+// Completed returns what the device has given back in a queue since the last call, and asks for an interrupt at
+// the next. It also checks that no chain claims more than it can hold.
 func (d *Driver) Completed(q int) []Used {
+	d.T.Helper()
+	var all []Used
+	// What comes between the look at the index and the new used_event raises no interrupt, so a driver looks
+	// again once it has asked (virtio 1.2 §2.7.14). The store is a full fence. A test may write the used index
+	// itself, so the looks are bounded.
+	for range 1 << 16 {
+		some := d.collect(q)
+		if all = append(all, some...); len(some) == 0 {
+			break
+		}
+	}
+	return all
+}
+
+// collect takes what the used ring holds now, at most a ring full, and sets used_event.
+func (d *Driver) collect(q int) []Used {
 	d.T.Helper()
 	r := d.rings[q]
 	idx, err := d.Mem.LoadUint16(r.used + 2)
@@ -366,7 +291,11 @@ func (d *Driver) WaitUsed(q, n int) []Used {
 	d.T.Helper()
 	var all []Used
 	d.Await("used buffers", func() bool {
+		needsReset := d.NeedsReset() // before the look: afterwards nothing comes
 		all = append(all, d.Completed(q)...)
+		if len(all) < n && needsReset {
+			d.T.Fatalf("queue %d gave back %d chains of %d, then the device asked for a reset", q, len(all), n)
+		}
 		return len(all) >= n
 	})
 	return all
