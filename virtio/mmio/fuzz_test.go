@@ -1,9 +1,7 @@
 package mmio_test
 
 import (
-	"context"
 	"encoding/binary"
-	"encoding/json"
 	"math/rand"
 	"testing"
 
@@ -62,82 +60,4 @@ func FuzzMMIO(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
-}
-
-// panicking is a device model with a bug.
-type panicking struct{ *rng.Device }
-
-func (panicking) Run(context.Context, virtio.Active) error { panic("bug: in a device") }
-
-// TestPanicBecomesReset shows that the policy for bugs in device models fires.
-func TestPanicBecomesReset(t *testing.T) {
-	host, err := guestmem.MapAnon(1 << 20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer guestmem.Unmap(host)
-	mem, err := guestmem.New(guestmem.Region{Host: host})
-	if err != nil {
-		t.Fatal(err)
-	}
-	raised := make(chan struct{}, 8)
-	bus := mmio.New(mmio.Config{Device: panicking{rng.New(nil)}, Mem: mem, Interrupt: func() { raised <- struct{}{} }})
-	write := func(off uint64, v uint32) { bus.Write(off, binary.LittleEndian.AppendUint32(nil, v)) }
-	for _, a := range [][2]uint32{{0x70, 1}, {0x70, 3}, {0x24, 1}, {0x20, 1}, {0x70, 11}, {0x70, 15}} {
-		write(uint64(a[0]), a[1])
-	}
-	<-raised
-	var b [4]byte
-	bus.Read(0x70, b[:])
-	if b[0]&virtio.StatusNeedsReset == 0 || bus.Counters()["transport_panics"] != 1 {
-		t.Errorf("status %#x, counters %v", b, bus.Counters())
-	}
-	write(0x70, 0)
-	if bus.Read(0x70, b[:]); b[0] != 0 {
-		t.Errorf("status %#x after a reset", b)
-	}
-}
-
-// TestLoadStateRefuses alters one field of a good state at a time (SNAP-04).
-func TestLoadStateRefuses(t *testing.T) {
-	host, err := guestmem.MapAnon(1 << 20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer guestmem.Unmap(host)
-	mem, err := guestmem.New(guestmem.Region{Host: host})
-	if err != nil {
-		t.Fatal(err)
-	}
-	fresh := func() *mmio.Transport {
-		return mmio.New(mmio.Config{Device: rng.New(rand.New(rand.NewSource(1))), Mem: mem, Interrupt: func() {}})
-	}
-	good, err := fresh().SaveState()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := fresh().LoadState(good); err != nil {
-		t.Fatalf("a good state is refused: %v", err)
-	}
-	for name, spoil := range map[string]func(*mmio.State){
-		"other device":    func(s *mmio.State) { s.Type = virtio.TypeBlock },
-		"status":          func(s *mmio.State) { s.Status = 4 },
-		"features":        func(s *mmio.State) { s.Status, s.DriverFeatures = 11, 1<<63 },
-		"interrupts":      func(s *mmio.State) { s.Interrupts = 4 },
-		"no queues":       func(s *mmio.State) { s.Queues = nil },
-		"size too large":  func(s *mmio.State) { s.Queues[0].Size = 4096 },
-		"ready, no size":  func(s *mmio.State) { s.Status, s.Queues[0].Ready = 11, true },
-		"ready too early": func(s *mmio.State) { s.Status, s.Queues[0].Ready, s.Queues[0].Size = 1, true, 8 },
-		"rings outside": func(s *mmio.State) {
-			s.Status, s.Queues[0].Ready, s.Queues[0].Size, s.Queues[0].Desc = 15, true, 8, 1<<40
-		},
-		"device state lies": func(s *mmio.State) { s.Device = json.RawMessage("[") },
-	} {
-		s := good
-		s.Queues = append(s.Queues[:0:0], good.Queues...)
-		spoil(&s)
-		if err := fresh().LoadState(s); err == nil {
-			t.Errorf("%s: accepted", name)
-		}
-	}
 }

@@ -119,7 +119,7 @@ func (t *Transport) register(off uint64) uint32 {
 			return t.status | virtio.StatusNeedsReset
 		}
 		return t.status
-	case regSHMLenLow, regSHMLenHigh:
+	case regSHMLenLow, regSHMLenHigh, regSHMBaseLow, regSHMBaseHigh:
 		return ^uint32(0)
 	case regConfigGeneration:
 		return t.generation.Load()
@@ -315,13 +315,17 @@ func (t *Transport) Pause(ctx context.Context) error {
 	return nil
 }
 
-// Resume lets the device go on after Pause or LoadState.
+// Resume lets the device go on after Pause or LoadState. An interrupt that the driver has not acknowledged is
+// raised again, for its edge may have been lost with the machine that was saved; a driver takes one too many.
 func (t *Transport) Resume() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.paused = false
 	if t.status == running && t.runner == nil {
 		t.start(false)
+	}
+	if t.interrupts.Load() != 0 {
+		t.cfg.Interrupt()
 	}
 	return nil
 }

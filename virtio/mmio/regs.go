@@ -28,6 +28,8 @@ const (
 	regQueueDeviceHigh   = 0x0a4 // W
 	regSHMLenLow         = 0x0b0 // R, all ones: there is no shared memory region
 	regSHMLenHigh        = 0x0b4 // R, likewise
+	regSHMBaseLow        = 0x0b8 // R, all ones likewise
+	regSHMBaseHigh       = 0x0bc // R, likewise
 	regConfigGeneration  = 0x0fc // R
 	regConfig            = 0x100 // the device's configuration space
 )

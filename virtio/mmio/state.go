@@ -78,6 +78,8 @@ func (t *Transport) check(s State) error {
 		return fmt.Errorf("%w: status %#x", ErrState, s.Status)
 	case s.DriverFeatures&^t.offered() != 0 && s.Status&virtio.StatusFeaturesOK != 0:
 		return fmt.Errorf("%w: features %#x were never offered", ErrState, s.DriverFeatures&^t.offered())
+	case s.DriverFeatures&virtio.FeatureVersion1 == 0 && s.Status&virtio.StatusFeaturesOK != 0:
+		return fmt.Errorf("%w: features %#x without VERSION_1", ErrState, s.DriverFeatures)
 	case s.Interrupts&^(interruptUsed|interruptChanged) != 0:
 		return fmt.Errorf("%w: interrupts %#x", ErrState, s.Interrupts)
 	case len(s.Queues) != len(t.sizes):

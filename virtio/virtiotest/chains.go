@@ -189,3 +189,13 @@ func (d *Driver) shadow(except span) uint64 {
 	add(highBase, highBase+highSize)
 	return h.Sum64()
 }
+
+// shadowAll is a hash of the low memory that the suite uses, the rings included. The device must be paused or reset.
+func (d *Driver) shadowAll() uint64 {
+	d.T.Helper()
+	b, err := d.Mem.Slice(ringBase, somewhere+ringStride-ringBase)
+	if err != nil {
+		d.T.Fatal(err)
+	}
+	return maphash.Bytes(d.seed, b)
+}

@@ -1,6 +1,11 @@
 package virtiotest
 
-import "testing"
+import (
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+)
 
 // transportCase is something a driver does to the registers. Afterwards the device must serve after a reset.
 type transportCase struct {
@@ -100,7 +105,12 @@ var transportCases = []transportCase{
 				}
 			}
 		}
-		for _, off := range []uint64{0x01c, 0x020, 0x038, 0x050, 0x064, 0x080, 0x0b8, 0x0c0} {
+		for _, off := range []uint64{0x0b0, 0x0b4, 0x0b8, 0x0bc} {
+			if got := d.Read(off); got != 0xffffffff {
+				t.Errorf("register %#x of shared memory that is not there reads %#x", off, got)
+			}
+		}
+		for _, off := range []uint64{0x01c, 0x020, 0x038, 0x050, 0x064, 0x080, 0x0ac, 0x0c0} {
 			if got := d.Read(off); got != 0 {
 				t.Errorf("register %#x reads %#x", off, got)
 			}
@@ -141,28 +151,8 @@ var transportCases = []transportCase{
 		d.Write(RegDriverFeatures, 0)
 		c.Use(t, d)
 	}},
-	{"TR-09 resets in the middle of work", func(t *testing.T, c Case, d *Driver) {
-		for range 100 {
-			d.Negotiate(All)
-			for _, q := range c.Eager {
-				for range 8 {
-					d.SubmitRaw(q, Desc{somewhere, 64, Next, 0x7fff})
-				}
-			}
-			d.Reset()
-		}
-		d.Negotiate(All)
-		rings := d.rings
-		d.Reset()
-		before := string(d.Bytes(rings[0].used, 0x1000))
-		d.rings = rings
-		for q := range rings {
-			d.Kick(q)
-		}
-		if after := string(d.Bytes(rings[0].used, 0x1000)); after != before {
-			t.Error("a reset device writes to its old rings")
-		}
-	}},
+	{"TR-09 resets in the middle of work", resetsInFlight},
+	{"TR-09 resets by another vCPU", resetsByAnother},
 	{"TR-10 a storm of kicks", func(t *testing.T, c Case, d *Driver) {
 		for q := range d.kicks {
 			d.Kick(q)
@@ -181,4 +171,87 @@ var transportCases = []transportCase{
 		}
 		c.Use(t, d)
 	}},
+}
+
+// resetsInFlight resets a device that has work, again and again. Nothing piles up, and a reset device leaves its
+// old rings alone.
+func resetsInFlight(t *testing.T, c Case, d *Driver) {
+	var before resources
+	for i := range 100 {
+		if i == 10 { // what the device makes once, it has made
+			before = count(t)
+		}
+		d.Negotiate(All)
+		for _, q := range c.Eager {
+			for range 8 {
+				d.SubmitRaw(q, Desc{somewhere, 64, Next, 0x7fff})
+			}
+		}
+		rings := d.rings
+		d.Reset()
+		d.rings = rings
+		old := d.shadowAll()
+		for q := range rings {
+			d.Kick(q)
+			d.Write(RegQueueNotify, uint32(q))
+		}
+		if d.shadowAll() != old {
+			t.Fatal("a reset device writes to memory")
+		}
+	}
+	// Less than one for each reset: other tests' goroutines may come and go.
+	if after := count(t); after.goroutines > before.goroutines+45 || after.files > before.files+45 {
+		t.Errorf("90 resets: from %+v to %+v", before, after)
+	}
+}
+
+// resetsByAnother lets two vCPUs write registers at the same time: one sets the device up, one resets it.
+func resetsByAnother(t *testing.T, c Case, d *Driver) {
+	var other sync.WaitGroup
+	stop := make(chan struct{})
+	other.Go(func() {
+		for i := uint32(0); ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			d.Read(RegStatus)
+			d.Write(RegQueueNotify, i%8)
+			d.Write(RegInterruptACK, 3)
+			if i%64 == 0 {
+				d.Write(RegStatus, 0)
+			}
+		}
+	})
+	for range 100 {
+		for _, v := range []uint32{1, 3} {
+			d.Write(RegStatus, v)
+		}
+		d.Write(RegDriverFeaturesSel, 1)
+		d.Write(RegDriverFeatures, 1)
+		d.Write(RegStatus, 11)
+		d.rings = nil
+		for q, limit := range d.Dev.QueueSizes() {
+			d.setUpQueue(q, min(limit, ringSize))
+		}
+		d.Write(RegStatus, 15)
+		for _, q := range c.Eager {
+			d.SubmitRaw(q, Desc{somewhere, 64, Next, 0x7fff})
+		}
+	}
+	close(stop)
+	other.Wait()
+}
+
+// resources are what a leak would take.
+type resources struct{ goroutines, files int }
+
+func count(t *testing.T) resources {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resources{runtime.NumGoroutine(), len(files)}
 }
