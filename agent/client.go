@@ -41,6 +41,7 @@ func Handshake(ctx context.Context, conn net.Conn, s Setup) (Hello, error) {
 	if err := r.Expect(FrameHello, &hello); err != nil {
 		return hello, fmt.Errorf("greet agent: %w", lost(ctx, err))
 	}
+	hello.Kernel = plain(hello.Kernel)
 	if hello.Version != Version {
 		return hello, fmt.Errorf("greet agent: it speaks version %d, this is %d", hello.Version, Version)
 	}
@@ -51,19 +52,21 @@ func Handshake(ctx context.Context, conn net.Conn, s Setup) (Hello, error) {
 	if err := r.Expect(FrameReady, &ready); err != nil {
 		return hello, fmt.Errorf("set up guest: %w", lost(ctx, err))
 	}
-	if ready.Text != "" {
+	if ready.judge(); ready.Text != "" {
 		return hello, fmt.Errorf("set up guest: %w", &ready)
 	}
 	return hello, nil
 }
 
-// request opens a connection and sends the first frame. The connection ends with ctx.
+// request opens a connection and sends the first frame. The connection ends with ctx. Reading and writing have
+// startLimit as their deadline, which callers who stay longer take off.
 func request(ctx context.Context, dial Dial, r Request) (conn net.Conn, stop func(), err error) {
 	conn, err = dial(ctx, RequestPort)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reach agent: %w", err)
 	}
 	detach := context.AfterFunc(ctx, func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(startLimit))
 	if err := NewWriter(conn).SendJSON(FrameRequest, r); err != nil {
 		detach()
 		conn.Close()
@@ -99,13 +102,12 @@ func Start(ctx context.Context, dial Dial, e Exec, s Streams) (*Process, error) 
 		return nil, err
 	}
 	r := NewReader(conn)
-	conn.SetReadDeadline(time.Now().Add(startLimit))
 	var started Started
 	if err := r.Expect(FrameStarted, &started); err != nil {
 		stop()
 		return nil, lost(ctx, err)
 	}
-	conn.SetReadDeadline(time.Time{})
+	conn.SetDeadline(time.Time{})
 	p := &Process{id: started.ID, dial: dial, w: NewWriter(conn), done: make(chan struct{})}
 	if s.Stdin != nil {
 		go p.feed(s.Stdin)
@@ -148,19 +150,11 @@ func receive(r *Reader, s Streams) (Exit, error) {
 			if err := decode(payload, &e); err != nil {
 				return Exit{}, err
 			}
-			return e, e.check()
+			return e, e.judge()
 		default:
 			return Exit{}, fmt.Errorf("%w: type %d from a process", ErrFrame, t)
 		}
 	}
-}
-
-// check bounds what an agent can claim.
-func (e *Exit) check() error {
-	if e.Code < 0 || e.Code > 255 || e.Signal < 0 || e.Signal > 64 || e.Duration < 0 {
-		return fmt.Errorf("%w: exit code %d, signal %d", ErrFrame, e.Code, e.Signal)
-	}
-	return nil
 }
 
 // sink writes until the first error and discards from then on: a caller that has gone away must not hold the
@@ -207,7 +201,18 @@ func (p *Process) Resize(ctx context.Context, s Winsize) error {
 func GetStats(ctx context.Context, dial Dial) (Stats, error) {
 	var s Stats
 	err := simple(ctx, dial, Request{Op: OpStats}, &s)
+	if err == nil {
+		err = s.judge()
+	}
 	return s, err
+}
+
+// Ping asks for nothing but an answer.
+func Ping(ctx context.Context, dial Dial) error { return simple(ctx, dial, Request{Op: OpPing}, nil) }
+
+// Resume tells the guest that it continues from a snapshot.
+func Resume(ctx context.Context, dial Dial, r Resumed) error {
+	return simple(ctx, dial, Request{Op: OpResumed, Resumed: &r}, nil)
 }
 
 // PowerOff asks the guest to end everything, write it back and switch off.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,14 +18,23 @@ func Put(ctx context.Context, dial Dial, src, dest string, owner Owner) error {
 		return err
 	}
 	defer stop()
+	conn.SetDeadline(time.Time{})
+	out := &outgoing{conn: conn}
 	answer := make(chan error, 1)
-	go func() { answer <- NewReader(conn).Expect(FrameDone, nil) }()
-	w := NewWriter(conn)
+	go func() {
+		err := NewReader(conn).Expect(FrameDone, nil)
+		out.end() // an early answer is a refusal: the rest of the stream is of no use
+		answer <- err
+	}()
+	w := NewWriter(out)
 	packErr := Pack(w.Stream(FrameData), src)
 	if packErr == nil {
 		packErr = w.Send(FrameEOF, nil)
+	}
+	if packErr == nil {
+		conn.SetReadDeadline(time.Now().Add(idleLimit))
 	} else {
-		conn.SetReadDeadline(time.Now().Add(time.Second)) // a refusal explains a broken stream; do not wait for more
+		conn.SetReadDeadline(time.Now().Add(refusalLimit))
 	}
 	err = <-answer
 	var f *Failure
@@ -37,6 +47,29 @@ func Put(ctx context.Context, dial Dial, src, dest string, owner Owner) error {
 	return lost(ctx, err)
 }
 
+// refusalLimit is how long after a broken stream the guest's word about it may take to arrive.
+const refusalLimit = time.Second
+
+// outgoing writes to a connection that may stand still no longer than idleLimit, until end.
+type outgoing struct {
+	conn  net.Conn
+	ended atomic.Bool
+}
+
+func (o *outgoing) Write(p []byte) (int, error) {
+	o.conn.SetWriteDeadline(time.Now().Add(idleLimit))
+	if o.ended.Load() {
+		return 0, io.ErrClosedPipe
+	}
+	return o.conn.Write(p)
+}
+
+// end makes this and every later Write return. Whichever order it and Write come in, one sees the other.
+func (o *outgoing) end() {
+	o.ended.Store(true)
+	o.conn.SetWriteDeadline(time.Unix(1, 0))
+}
+
 // Get copies the file or tree at src in the guest to dest on this machine, by the rules of Unpack.
 func Get(ctx context.Context, dial Dial, src, dest string) error {
 	conn, stop, err := request(ctx, dial, Request{Op: OpGet, Path: src})
@@ -45,7 +78,7 @@ func Get(ctx context.Context, dial Dial, src, dest string) error {
 	}
 	defer stop()
 	s := &received{r: NewReader(conn), conn: conn}
-	if err := Unpack(s, dest, Owner{-1, -1}); err != nil {
+	if err := Unpack(s, dest, Rules{}); err != nil {
 		if s.err != nil {
 			return lost(ctx, s.err)
 		}
@@ -88,10 +121,7 @@ func (s *received) Read(p []byte) (int, error) {
 		case t == FrameData:
 			s.rest = payload
 		case t == FrameFailure:
-			f := new(Failure)
-			if s.err = decode(payload, f); s.err == nil {
-				s.err = f
-			}
+			s.err = failure(payload)
 		default:
 			s.err = fmt.Errorf("%w: type %d in a tar stream", ErrFrame, t)
 		}

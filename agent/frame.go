@@ -33,9 +33,18 @@ const (
 // Bounds of a frame's payload in bytes.
 const (
 	MaxStream  = 32 << 10 // what senders put into a frame of bytes
-	MaxPayload = 1 << 20  // what receivers accept: a Request with a long command line
+	MaxMessage = 64 << 10 // what receivers accept, except
+	MaxPayload = 1 << 20  // for a Request, which may have a long command line
 	headerSize = 5        // type, little-endian uint32 length
 )
+
+// limit is the longest payload of a frame of type t.
+func (t FrameType) limit() int {
+	if t == FrameRequest {
+		return MaxPayload
+	}
+	return MaxMessage
+}
 
 // ErrFrame is matched by every error about bytes that are no frame. The connection is then of no more use.
 var ErrFrame = errors.New("malformed frame")
@@ -52,8 +61,8 @@ func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
 
 // Send sends one frame of bytes.
 func (w *Writer) Send(t FrameType, payload []byte) error {
-	if len(payload) > MaxPayload {
-		return fmt.Errorf("%w: %d bytes to send, at most %d", ErrFrame, len(payload), MaxPayload)
+	if len(payload) > t.limit() {
+		return fmt.Errorf("%w: %d bytes to send, at most %d", ErrFrame, len(payload), t.limit())
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -108,7 +117,7 @@ func (r *Reader) Next() (FrameType, []byte, error) {
 		return 0, nil, err
 	}
 	t, n := FrameType(head[0]), binary.LittleEndian.Uint32(head[1:])
-	if t == 0 || t >= frameLimit || n > MaxPayload {
+	if t == 0 || t >= frameLimit || uint64(n) > uint64(t.limit()) {
 		return 0, nil, fmt.Errorf("%w: type %d, %d bytes", ErrFrame, t, n)
 	}
 	if int(n) > cap(r.buf) {
@@ -132,20 +141,13 @@ func (r *Reader) Expect(t FrameType, v any) error {
 	case err != nil:
 		return err
 	case got == FrameFailure && t != FrameFailure:
-		f := new(Failure)
-		if err := json.Unmarshal(payload, f); err != nil {
-			return fmt.Errorf("%w: %w", ErrFrame, err)
-		}
-		return f
+		return failure(payload)
 	case got != t:
 		return fmt.Errorf("%w: type %d, want %d", ErrFrame, got, t)
 	case v == nil:
 		return nil
 	}
-	if err := json.Unmarshal(payload, v); err != nil {
-		return fmt.Errorf("%w: %w", ErrFrame, err)
-	}
-	return nil
+	return decode(payload, v)
 }
 
 // decode reads a frame's JSON.
@@ -154,4 +156,14 @@ func decode(payload []byte, v any) error {
 		return fmt.Errorf("%w: %w", ErrFrame, err)
 	}
 	return nil
+}
+
+// failure reads a FrameFailure.
+func failure(payload []byte) error {
+	f := new(Failure)
+	if err := decode(payload, f); err != nil {
+		return err
+	}
+	f.judge()
+	return f
 }

@@ -46,7 +46,7 @@ type Setup struct {
 // Failure is why something was not done.
 type Failure struct {
 	Text string `json:"error"`
-	Code int    `json:"code,omitempty"` // 126 or 127 when a process could not be started
+	Code int    `json:"code,omitempty"` // 126 or 127 when a process could not be started, else 0
 }
 
 func (f *Failure) Error() string { return f.Text }
@@ -63,6 +63,8 @@ const (
 	OpGet      Op = "get"      // a tar stream of Request.Path; ends with FrameEOF
 	OpStats    Op = "stats"    // answered by FrameDone with Stats
 	OpPowerOff Op = "poweroff" // end all processes, write everything back, switch off; answered by FrameDone before
+	OpPing     Op = "ping"     // answered by FrameDone
+	OpResumed  Op = "resumed"  // Request.Resumed: the machine continues from a snapshot; answered by FrameDone
 )
 
 // Request is the first frame on a request connection.
@@ -75,6 +77,15 @@ type Request struct {
 	Path   string   `json:"path,omitempty"` // absolute, in the guest
 	UID    uint32   `json:"uid,omitempty"`  // owner of what OpPut makes
 	GID    uint32   `json:"gid,omitempty"`
+
+	Resumed *Resumed `json:"resumed,omitempty"`
+}
+
+// Resumed tells a guest that it continues from a snapshot: its clock stood still, and other machines may have
+// been made of the same memory.
+type Resumed struct {
+	Now     int64  `json:"now"`     // nanoseconds since 1970; the clock is set to it
+	Entropy []byte `json:"entropy"` // not given to any other machine
 }
 
 // Exec is a process to start.
@@ -125,5 +136,5 @@ type Stats struct {
 	Pids            int64         `json:"pids"`
 	DiskTotal       int64         `json:"disk_total"`
 	DiskFree        int64         `json:"disk_free"`
-	Load            string        `json:"load"`
+	Load            string        `json:"load"` // averages over 1, 5 and 15 minutes
 }

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -54,47 +56,82 @@ func writeFile(path, text string) error {
 	return errors.Join(err, f.Close())
 }
 
-// cgroup is the leaf of one request.
-type cgroup struct {
-	path string
-	dir  *os.File // for CLONE_INTO_CGROUP
+// groups are the cgroups of all requests. The zero value has none: processes run where we do.
+type groups struct {
+	root string // directory above them all
+
+	mu   sync.Mutex
+	left []string // paths of those that processes outlived
 }
 
-func newCgroup(name string, main bool) (*cgroup, error) {
-	g := &cgroup{path: filepath.Join(workloads, name)}
-	if err := os.Mkdir(g.path, 0o755); err != nil {
+// cgroup is the leaf of one request.
+type cgroup struct {
+	root string
+	path string
+	dir  *os.File // for CLONE_INTO_CGROUP; nil without cgroups
+	pids uint64   // refused forks in all workloads before this one
+}
+
+// add makes a cgroup. In that of a sandbox's command memory running out ends all of it: it is one thing.
+func (g *groups) add(name string, main bool) (*cgroup, error) {
+	if g.root == "" {
+		return &cgroup{}, nil
+	}
+	g.sweep("")
+	c := &cgroup{root: g.root, path: filepath.Join(g.root, name), pids: keyed(g.root+"/pids.events", "max")}
+	if err := os.Mkdir(c.path, 0o755); err != nil {
 		return nil, err
 	}
 	var err error
 	if main {
-		// The command is one thing: when memory runs out it ends as a whole.
-		err = writeFile(g.path+"/memory.oom.group", "1")
+		err = writeFile(c.path+"/memory.oom.group", "1")
 	}
 	if err == nil {
-		g.dir, err = os.Open(g.path)
+		c.dir, err = os.Open(c.path)
 	}
 	if err != nil {
-		return nil, errors.Join(err, os.Remove(g.path))
+		return nil, errors.Join(err, os.Remove(c.path))
 	}
-	return g, nil
+	return c, nil
+}
+
+// drop deletes a cgroup, or remembers to, when processes that were left running are still in it.
+func (g *groups) drop(c *cgroup) {
+	if c.dir != nil {
+		c.dir.Close()
+		g.sweep(c.path)
+	}
+}
+
+// sweep deletes every cgroup, of those left and the one at path, whose last process is gone.
+func (g *groups) sweep(path string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if path != "" {
+		g.left = append(g.left, path)
+	}
+	g.left = slices.DeleteFunc(g.left, func(p string) bool { return unix.Rmdir(p) != unix.EBUSY })
 }
 
 // kill ends every process in the cgroup.
-func (g *cgroup) kill() { _ = writeFile(g.path+"/cgroup.kill", "1") }
-
-// remove deletes the cgroup once its last process is gone; until then, for a bounded time, it tries again.
-func (g *cgroup) remove() {
-	g.dir.Close()
-	for range 100 {
-		if err := unix.Rmdir(g.path); err != unix.EBUSY {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
+func (c *cgroup) kill() {
+	if c.dir != nil {
+		_ = writeFile(c.path+"/cgroup.kill", "1")
 	}
 }
 
+// refusals returns how often a fork was refused. Linux counts them where the process was, and since 6.11 where
+// the limit is.
+func (c *cgroup) refusals() uint64 {
+	n := c.event("pids.events", "max")
+	if all := keyed(c.root+"/pids.events", "max"); all > c.pids {
+		n += all - c.pids
+	}
+	return n
+}
+
 // event reads one counter of a flat-keyed file such as memory.events.
-func (g *cgroup) event(file, key string) uint64 { return keyed(filepath.Join(g.path, file), key) }
+func (c *cgroup) event(file, key string) uint64 { return keyed(filepath.Join(c.path, file), key) }
 
 func keyed(path, key string) uint64 {
 	f, err := os.Open(path)
@@ -155,9 +192,18 @@ func diskRoom() (total, free int64) {
 // fullBelow is how little free space counts as none, in bytes.
 const fullBelow = 64 << 10
 
+// diskFull reports whether a place that programs write to has no room, for bytes or for files.
 func diskFull() bool {
-	total, free := diskRoom()
-	return total > 0 && free < fullBelow
+	for _, at := range []string{"/", "/tmp", "/var/tmp"} {
+		var st unix.Statfs_t
+		if unix.Statfs(at, &st) != nil || st.Flags&unix.ST_RDONLY != 0 || st.Blocks == 0 {
+			continue
+		}
+		if int64(st.Bavail)*st.Bsize < fullBelow || st.Files > 0 && st.Ffree == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func stats() agent.Stats {

@@ -23,45 +23,43 @@ const (
 // open; nobody waits for that.
 const drainLimit = 200 * time.Millisecond
 
-// killedDrainLimit is the same when everything has been killed: the pipes end as soon as the kernel is through,
-// and until then the host may be slow to take what is in them.
-const killedDrainLimit = 30 * time.Second
+// killedDrainLimit is the same when everything has been killed: the pipes end as soon as the kernel is through.
+const killedDrainLimit = 10 * time.Second
 
-// exec runs one process from its start to its exit.
-func (a *server) exec(e agent.Exec, r *agent.Reader, w *agent.Writer) error {
+// exec runs one process from its start to its exit. gone tells whether the host is.
+func (a *server) exec(e agent.Exec, gone func() bool, r *agent.Reader, w *agent.Writer) error {
 	n := a.last.Add(1)
-	group, err := newCgroup(fmt.Sprintf("exec-%d", n), e.Main)
+	group, err := a.groups.add(fmt.Sprintf("exec-%d", n), e.Main)
 	if err != nil {
 		return err
 	}
-	defer group.remove()
-	p := &process{w: w, group: group}
+	defer a.groups.drop(group)
+	p := &process{w: w, group: group, gone: gone, reap: a.reaper}
 	if err := p.open(e); err != nil {
 		return err
 	}
+	defer p.closeAll()
 	began := time.Now()
-	end, err := p.start(a.reaper, e)
+	end, err := p.start(e)
 	if err != nil {
-		p.closeAll()
 		return startFailure(e.Args[0], err)
 	}
 	a.add(n, p)
 	defer a.forget(n)
 	if err := w.SendJSON(agent.FrameStarted, agent.Started{ID: n}); err != nil {
-		group.kill()
+		p.kill()
 	}
 	go p.listen(r)
 	p.copyOutput()
 	ended := <-end
+	took := time.Since(began)
 	if e.Main {
-		group.kill()
+		p.kill()
 		p.drain(killedDrainLimit)
 	} else {
 		p.drain(drainLimit)
 	}
-	exit := p.exit(ended, time.Since(began))
-	p.closeAll()
-	return w.SendJSON(agent.FrameExit, exit)
+	return w.SendJSON(agent.FrameExit, p.exit(ended, took))
 }
 
 // startFailure says why a program did not start, with the code a shell would give.
@@ -81,6 +79,8 @@ func startFailure(name string, err error) error {
 type process struct {
 	w     *agent.Writer
 	group *cgroup
+	gone  func() bool
+	reap  *reaper
 	pid   int
 
 	theirs  []*os.File // descriptors 0, 1, 2 of the process; closed here after the start
@@ -89,6 +89,12 @@ type process struct {
 	tty     *os.File // the terminal's master, also stdin and the only output
 
 	copying sync.WaitGroup
+}
+
+// kill ends the process and all that it started.
+func (p *process) kill() {
+	_ = p.reap.signal(p.pid, unix.SIGKILL) // errNoProcess: only what it left behind is still there
+	p.group.kill()
 }
 
 // output is a stream from the process and the frames that it becomes.
@@ -130,7 +136,7 @@ func (p *process) open(e agent.Exec) (err error) {
 }
 
 // start forks. The child is born in its cgroup, its own session and, given one, with its terminal.
-func (p *process) start(r *reaper, e agent.Exec) (<-chan ended, error) {
+func (p *process) start(e agent.Exec) (<-chan ended, error) {
 	path, err := resolve(e.Args[0], e.Dir, e.Env)
 	if err != nil {
 		return nil, err
@@ -141,14 +147,17 @@ func (p *process) start(r *reaper, e agent.Exec) (<-chan ended, error) {
 	attr := &syscall.ProcAttr{
 		Dir: e.Dir, Env: e.Env,
 		Sys: &syscall.SysProcAttr{
-			Setsid: true, Setctty: p.tty != nil, Ctty: 0, UseCgroupFD: true, CgroupFD: int(p.group.dir.Fd()),
+			Setsid: true, Setctty: p.tty != nil, Ctty: 0,
 			Credential: &syscall.Credential{Uid: e.UID, Gid: e.GID, Groups: e.Groups},
 		},
+	}
+	if p.group.dir != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(p.group.dir.Fd())
 	}
 	for _, f := range p.theirs {
 		attr.Files = append(attr.Files, f.Fd())
 	}
-	pid, end, err := r.start(path, e.Args, attr)
+	pid, end, err := p.reap.start(path, e.Args, attr)
 	if err != nil {
 		return nil, &os.PathError{Op: "exec", Path: path, Err: err}
 	}
@@ -160,62 +169,6 @@ func (p *process) start(r *reaper, e agent.Exec) (<-chan ended, error) {
 	return end, nil
 }
 
-// copyOutput passes output on, each stream in a goroutine. The pipes hold what the host does not take, and the
-// process waits: nothing is buffered here.
-func (p *process) copyOutput() {
-	for _, o := range p.outputs {
-		p.copying.Go(func() {
-			buf := make([]byte, agent.MaxStream)
-			for {
-				n, err := o.file.Read(buf)
-				if n > 0 && p.w.Send(o.frame, buf[:n]) != nil {
-					p.group.kill() // the host is gone
-					return
-				}
-				if err != nil {
-					return
-				}
-			}
-		})
-	}
-}
-
-// drain waits for the end of the output, that long.
-func (p *process) drain(limit time.Duration) {
-	over := time.AfterFunc(limit, func() {
-		for _, o := range p.outputs {
-			o.file.SetReadDeadline(time.Unix(1, 0))
-		}
-	})
-	defer over.Stop()
-	p.copying.Wait()
-}
-
-// listen takes what the host sends to the process. When the host goes away, so does the process.
-func (p *process) listen(r *agent.Reader) {
-	for {
-		t, payload, err := r.Next()
-		if err != nil {
-			p.group.kill()
-			return
-		}
-		switch t {
-		case agent.FrameStdin:
-			if p.stdin != nil {
-				if _, err := p.stdin.Write(payload); err != nil && p.tty == nil {
-					p.stdin.Close() // nobody reads it; later bytes fail at once and are dropped
-				}
-			}
-		case agent.FrameEOF:
-			if p.tty != nil {
-				p.tty.Write([]byte{4}) // end of transmission, as a user would type it
-			} else if p.stdin != nil {
-				p.stdin.Close()
-			}
-		}
-	}
-}
-
 // exit puts together what is known of the end.
 func (p *process) exit(e ended, d time.Duration) agent.Exit {
 	x := agent.Exit{
@@ -224,7 +177,7 @@ func (p *process) exit(e ended, d time.Duration) agent.Exit {
 		System:   time.Duration(e.usage.Stime.Nano()),
 		MaxRSS:   e.usage.Maxrss << 10,
 		OOMKills: p.group.event("memory.events", "oom_kill"),
-		PidsMax:  p.group.event("pids.events", "max"),
+		PidsMax:  p.group.refusals(),
 		DiskFull: diskFull(),
 	}
 	if e.status.Signaled() {

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
+	"os/signal"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +20,7 @@ func Run() error {
 	if err := early(); err != nil {
 		return err
 	}
+	holdSignals()
 	conn, err := dialHost(agent.ControlPort)
 	if err != nil {
 		return fmt.Errorf("call host: %w", err)
@@ -32,7 +33,7 @@ func Run() error {
 	if err := r.Expect(agent.FrameSetup, &s); err != nil {
 		return fmt.Errorf("wait for set-up: %w", err)
 	}
-	a := &server{setup: s, reaper: newReaper()}
+	a := &server{setup: s, reaper: newReaper(), groups: groups{root: workloads}, off: off}
 	if err := a.setUp(); err != nil {
 		return errors.Join(err, w.SendJSON(agent.FrameReady, agent.Failure{Text: err.Error()}))
 	}
@@ -81,12 +82,13 @@ func (a *server) setUp() error {
 		name string
 		do   func(agent.Setup) error
 	}{
-		{"clock", setClock},
+		{"clock", func(s agent.Setup) error { return setClock(s.Now) }},
 		{"entropy", func(s agent.Setup) error { return addEntropy(s.Entropy) }},
-		{"root", mountRoot},
+		{"root", a.mountRoot},
 		{"hostname", setHostname},
 		{"loopback", func(agent.Setup) error { return loopbackUp() }},
 		{"cgroup", setCgroup},
+		{"limits", func(agent.Setup) error { return setLimits() }},
 	} {
 		if err := step.do(a.setup); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
@@ -95,11 +97,12 @@ func (a *server) setUp() error {
 	return nil
 }
 
-func setClock(s agent.Setup) error {
-	if s.Now == 0 {
+// setClock steps the clock to now, in nanoseconds since 1970.
+func setClock(now int64) error {
+	if now == 0 {
 		return nil
 	}
-	ts := unix.NsecToTimespec(s.Now)
+	ts := unix.NsecToTimespec(now)
 	return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
 }
 
@@ -140,6 +143,26 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
 }
 
+// maxFiles is how many files a process may have open, and this one for all its requests.
+const maxFiles = 64 << 10
+
+func setLimits() error {
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: maxFiles, Max: maxFiles})
+}
+
+// holdSignals makes every signal harmless that a process could end us by, and the kernel with us. They must not
+// be ignored: what PID 1 ignores its children would ignore too.
+func holdSignals() {
+	held := make(chan os.Signal, 1)
+	for s := unix.Signal(1); s < 32; s++ {
+		switch s {
+		case unix.SIGKILL, unix.SIGSTOP, unix.SIGCHLD, unix.SIGURG: // impossible, the reaper's, the Go runtime's
+		default:
+			signal.Notify(held, s)
+		}
+	}
+}
+
 // Say writes a line to the kernel's log, which reaches the console even when the machine ends right after.
 func Say(line string) {
 	f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
@@ -149,59 +172,15 @@ func Say(line string) {
 	fmt.Fprintln(f, "<2>"+line)
 }
 
-// PowerOff ends the machine, after a failed set-up too.
+// PowerOff ends the machine, after a failed set-up too. It does not return.
 func PowerOff() {
 	unix.Sync()
+	off()
+}
+
+func off() {
 	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
 		unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	}
 	select {}
-}
-
-// resolve says which file argv[0] names, by the PATH of env and from dir, as execvp does.
-func resolve(name, dir string, env []string) (string, error) {
-	if strings.ContainsRune(name, '/') {
-		path := name
-		if !strings.HasPrefix(path, "/") {
-			path = dir + "/" + path
-		}
-		return path, executable(path)
-	}
-	search := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	for _, e := range env {
-		if v, ok := strings.CutPrefix(e, "PATH="); ok {
-			search = v
-		}
-	}
-	var denied error
-	for _, d := range strings.Split(search, ":") {
-		if d == "" {
-			d = dir
-		}
-		path := d + "/" + name
-		err := executable(path)
-		if err == nil {
-			return path, nil
-		}
-		if !errors.Is(err, os.ErrNotExist) && denied == nil {
-			denied = err
-		}
-	}
-	if denied != nil {
-		return "", denied
-	}
-	return "", &os.PathError{Op: "exec", Path: name, Err: unix.ENOENT}
-}
-
-func executable(path string) error {
-	st, err := os.Stat(path)
-	switch {
-	case err != nil:
-		return err
-	case st.IsDir():
-		return &os.PathError{Op: "exec", Path: path, Err: unix.EISDIR}
-	case st.Mode()&0o111 == 0:
-		return &os.PathError{Op: "exec", Path: path, Err: unix.EACCES}
-	}
-	return nil
 }

@@ -33,7 +33,7 @@ func (m mount) do() error {
 }
 
 // mountRoot puts the image, read-only, under the writable layer, fills in what programs expect, and makes it /.
-func mountRoot(s agent.Setup) error {
+func (a *server) mountRoot(s agent.Setup) error {
 	options := ""
 	if s.DAX {
 		options = "dax=always"
@@ -47,6 +47,12 @@ func mountRoot(s agent.Setup) error {
 	}
 	if err := upper.do(); err != nil {
 		return err
+	}
+	if s.Upper != "" {
+		var err error
+		if a.upper, err = os.Open(upperDir); err != nil {
+			return err
+		}
 	}
 	for _, d := range []string{upperDir + "/root", upperDir + "/work"} {
 		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
@@ -156,4 +162,14 @@ func switchRoot() error {
 		return fmt.Errorf("chroot: %w", err)
 	}
 	return unix.Chdir("/")
+}
+
+// freeze writes everything back and leaves the writable layer as an unmount would: it cannot be unmounted while
+// we run from above it. dir may be nil.
+func freeze(dir *os.File) {
+	unix.Sync()
+	if dir != nil {
+		const freezeRequest = 0xc0045877 // FIFREEZE, linux/fs.h
+		_ = unix.IoctlSetInt(int(dir.Fd()), freezeRequest, 0)
+	}
 }

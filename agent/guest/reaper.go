@@ -17,7 +17,9 @@ type ended struct {
 
 // reaper is the only one who waits for children, our own and the orphans that PID 1 inherits.
 type reaper struct {
-	mu      sync.Mutex // held over fork and registration, so that no child is reaped before it is known
+	// mu is held from fork to registration, so that no child is reaped before it is known, and from reaping to
+	// deregistration, so that a pid in waiting is never another process's.
+	mu      sync.Mutex
 	waiting map[int]chan ended
 }
 
@@ -35,23 +37,27 @@ func newReaper() *reaper {
 
 // reap collects every child that has ended. One SIGCHLD may stand for several.
 func (r *reaper) reap() {
-	for {
-		var e ended
-		pid, err := unix.Wait4(-1, &e.status, unix.WNOHANG, &e.usage)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || pid <= 0 {
-			return
-		}
-		r.mu.Lock()
-		c := r.waiting[pid]
-		delete(r.waiting, pid)
-		r.mu.Unlock()
-		if c != nil {
-			c <- e
-		}
+	for r.reapOne() {
 	}
+}
+
+// reapOne collects one child and reports whether there may be more.
+func (r *reaper) reapOne() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var e ended
+	pid, err := unix.Wait4(-1, &e.status, unix.WNOHANG, &e.usage)
+	if err == unix.EINTR {
+		return true
+	}
+	if err != nil || pid <= 0 {
+		return false
+	}
+	if c := r.waiting[pid]; c != nil {
+		delete(r.waiting, pid)
+		c <- e // has room
+	}
+	return true
 }
 
 // start forks and executes, and returns where the end will be announced.
@@ -65,4 +71,14 @@ func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (pid 
 	}
 	r.waiting[pid] = c
 	return pid, c, nil
+}
+
+// signal sends a signal to the group of a child that has not been reaped.
+func (r *reaper) signal(pid int, s unix.Signal) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.waiting[pid] == nil {
+		return errNoProcess
+	}
+	return unix.Kill(-pid, s)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,8 +17,11 @@ import (
 // server carries out requests.
 type server struct {
 	setup  agent.Setup
+	upper  *os.File // the writable layer; nil when it is in memory
 	reaper *reaper
 	last   atomic.Uint64 // number of the last process
+	groups groups
+	off    func() // switches off
 
 	mu      sync.Mutex
 	running map[uint64]*process
@@ -38,12 +42,14 @@ func (a *server) forget(id uint64) {
 	delete(a.running, id)
 }
 
-// with does something to a running process. The lock keeps it from being forgotten, and its pid from being
-// given to another, meanwhile.
+// errNoProcess answers a request about a process that has ended, or never was.
+var errNoProcess = errors.New("no such process")
+
+// with does something to a running process.
 func (a *server) with(id uint64, w *agent.Writer, do func(*process) error) error {
 	a.mu.Lock()
 	p := a.running[id]
-	err := errors.New("no such process")
+	err := errNoProcess
 	if p != nil {
 		err = do(p)
 	}
@@ -62,7 +68,7 @@ func (a *server) serve(c io.ReadWriteCloser) {
 	if err := r.Expect(agent.FrameRequest, &req); err != nil {
 		return
 	}
-	if err := a.do(req, r, w); err != nil {
+	if err := a.do(req, c, r, w); err != nil {
 		var f *agent.Failure
 		if !errors.As(err, &f) {
 			f = &agent.Failure{Text: err.Error()}
@@ -72,12 +78,12 @@ func (a *server) serve(c io.ReadWriteCloser) {
 	}
 }
 
-func (a *server) do(req agent.Request, r *agent.Reader, w *agent.Writer) error {
+func (a *server) do(req agent.Request, c io.ReadWriteCloser, r *agent.Reader, w *agent.Writer) error {
 	switch {
 	case req.Op == agent.OpExec && req.Exec != nil && len(req.Exec.Args) > 0:
-		return a.exec(*req.Exec, r, w)
+		return a.exec(*req.Exec, func() bool { return hungUp(c) }, r, w)
 	case req.Op == agent.OpSignal && req.Signal > 0 && req.Signal <= 64:
-		return a.with(req.ID, w, func(p *process) error { return unix.Kill(-p.pid, unix.Signal(req.Signal)) })
+		return a.with(req.ID, w, func(p *process) error { return a.reaper.signal(p.pid, unix.Signal(req.Signal)) })
 	case req.Op == agent.OpResize && req.Size != nil:
 		return a.with(req.ID, w, func(p *process) error { return p.resize(*req.Size) })
 	case req.Op == agent.OpPut:
@@ -86,6 +92,13 @@ func (a *server) do(req agent.Request, r *agent.Reader, w *agent.Writer) error {
 		return get(req, w)
 	case req.Op == agent.OpStats:
 		return w.SendJSON(agent.FrameDone, stats())
+	case req.Op == agent.OpPing:
+		return w.Send(agent.FrameDone, []byte("{}"))
+	case req.Op == agent.OpResumed && req.Resumed != nil:
+		if err := errors.Join(setClock(req.Resumed.Now), addEntropy(req.Resumed.Entropy)); err != nil {
+			return err
+		}
+		return w.Send(agent.FrameDone, []byte("{}"))
 	case req.Op == agent.OpPowerOff:
 		return a.powerOff(w)
 	}
@@ -97,24 +110,27 @@ const powerOffGrace = 2 * time.Second
 
 // powerOff ends everything in the order that loses nothing.
 func (a *server) powerOff(w *agent.Writer) error {
-	if number(workloads+"/pids.current") > 0 {
-		_ = unix.Kill(-1, unix.SIGTERM)
-		for end := time.Now().Add(powerOffGrace); time.Now().Before(end) && number(workloads+"/pids.current") > 0; {
-			time.Sleep(20 * time.Millisecond)
+	busy := func() bool { return number(a.groups.root+"/pids.current") > 0 }
+	wait := func(limit time.Duration) {
+		for end := time.Now().Add(limit); busy() && time.Now().Before(end); {
+			time.Sleep(5 * time.Millisecond)
 		}
-		_ = writeFile(workloads+"/cgroup.kill", "1")
 	}
-	unix.Sync()
-	if err := w.Send(agent.FrameDone, []byte("{}")); err != nil {
-		return err
+	if busy() {
+		_ = unix.Kill(-1, unix.SIGTERM)
+		wait(powerOffGrace)
+		_ = writeFile(a.groups.root+"/cgroup.kill", "1")
+		wait(powerOffGrace)
 	}
-	PowerOff()
-	return nil
+	freeze(a.upper)
+	err := w.Send(agent.FrameDone, []byte("{}"))
+	a.off()
+	return err
 }
 
 // put takes a tar stream.
 func put(req agent.Request, r *agent.Reader, w *agent.Writer) error {
-	err := agent.Unpack(&tarStream{r: r}, req.Path, agent.Owner{UID: int(req.UID), GID: int(req.GID)})
+	err := agent.Unpack(&tarStream{r: r}, req.Path, agent.Rules{Owner: &agent.Owner{UID: int(req.UID), GID: int(req.GID)}, Links: true})
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -76,4 +77,23 @@ func (l *listener) serve(handle func(io.ReadWriteCloser)) error {
 			go handle(c)
 		}
 	}
+}
+
+// hungUp reports whether the other side of a connection is gone, bytes that it left notwithstanding.
+func hungUp(c io.ReadWriteCloser) bool {
+	file, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := false
+	err = raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(p, 0)
+		gone = err == nil && n > 0
+	})
+	return gone || err != nil
 }

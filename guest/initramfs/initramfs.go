@@ -18,6 +18,7 @@ func Write(w io.Writer, init []byte) error {
 		a.entry(d, 0o040755, 0, 0, nil)
 	}
 	a.entry("dev/console", 0o020600, 5, 1, nil) // the kernel opens it for PID 1 before anything is mounted
+	a.entry("dev/null", 0o020666, 1, 3, nil)    // and without a console the Go runtime opens this
 	a.entry("init", 0o100755, 0, 0, init)
 	a.entry("TRAILER!!!", 0, 0, 0, nil)
 	return a.err
