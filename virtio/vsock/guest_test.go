@@ -437,7 +437,7 @@ func (g *guest) settled() {
 }
 
 // connections is how many connections the device holds.
-func (g *guest) connections() int { return len(g.dev.table.list()) }
+func (g *guest) connections() int { return g.dev.table.size() }
 
 // alone waits until the device holds n connections.
 func (g *guest) alone(n int) {

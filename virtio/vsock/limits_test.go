@@ -1,6 +1,7 @@
 package vsock
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/virtio/queue"
 	"spore/vmm/api"
 )
 
@@ -194,5 +196,41 @@ func TestVS06EveryEnd(t *testing.T) {
 	g.stop() // waits for the last socket to be closed
 	if n := openFiles(t); n > files+1 {
 		t.Errorf("%d descriptors open, %d before", n, files)
+	}
+}
+
+// a broken ring ends Run at once, with connections in use or not; after a reset the device serves.
+func TestQ06BrokenRings(t *testing.T) {
+	for _, q := range []int{receiveQueue, transmitQueue} {
+		for _, busy := range []bool{false, true} {
+			g := newGuest(t, Config{})
+			g.start()
+			g.lend(8)
+			if busy {
+				c, _ := g.dial(1, roomy)
+				c.Write(make([]byte, 64<<10))
+				g.expect(opReadWrite)
+			}
+			g.mu.Lock()
+			g.store16(g.states[q].Avail+2, g.avail[q]+2*ringSize)
+			g.kick(q)
+			g.mu.Unlock()
+			select {
+			case <-g.running:
+			case <-time.After(patience):
+				t.Fatalf("queue %d, busy %v: Run goes on", q, busy)
+			}
+			g.stop()
+			if !errors.Is(g.runErr, queue.ErrRing) {
+				t.Fatalf("queue %d, busy %v: Run ended with %v, want %v", q, busy, g.runErr, queue.ErrRing)
+			}
+			for len(g.packets) > 0 {
+				<-g.packets
+			}
+			g.renew()
+			g.start()
+			g.lend(8)
+			g.dial(2, roomy)
+		}
 	}
 }

@@ -123,6 +123,13 @@ func (t *table) list() []*conn {
 	return append([]*conn(nil), t.all...)
 }
 
+// size is the number of connections, those included that are over.
+func (t *table) size() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.all)
+}
+
 // port is where the next host port is looked for.
 func (t *table) port() Port {
 	t.mu.Lock()

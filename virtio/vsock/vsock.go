@@ -143,8 +143,12 @@ func (d *Device) ReadConfig(p []byte, off uint32) {
 // WriteConfig does nothing: no field is writable.
 func (d *Device) WriteConfig([]byte, uint32) {}
 
-// Counters are the device's counters, readable while it runs.
-func (d *Device) Counters() map[string]uint64 { return d.counters.snapshot() }
+// Counters are the device's counters, readable while it runs, and the number of its connections.
+func (d *Device) Counters() map[string]uint64 {
+	m := d.counters.snapshot()
+	m["connections"] = uint64(d.table.size())
+	return m
+}
 
 // Reset drops all connections: their sockets are closed. Call it while Run does not run, after the driver has reset
 // the device. A Run that begins with queues other than where the last one left them does it too.
