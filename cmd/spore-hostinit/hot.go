@@ -16,7 +16,7 @@ import (
 var hotLinks = [...]string{"bin", "sbin", "lib", "lib32", "lib64", "libx32"}
 
 // hotFiles are read by the dynamic linker and the C library.
-var hotFiles = [...]string{"etc/ld.so.cache", "etc/passwd", "etc/group", "etc/nsswitch.conf", "etc/localtime"}
+var hotFiles = [...]string{"etc/ld.so.cache", "etc/passwd", "etc/group", "etc/nsswitch.conf"}
 
 // hotPrograms are what most commands begin with.
 var hotPrograms = [...]string{

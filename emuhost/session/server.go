@@ -72,12 +72,14 @@ func (s *Server) Serve() error {
 			continue
 		}
 		s.Log.Debug("session ends", "cause", err)
+		if errors.Is(err, frame.ErrFrame) {
+			_ = s.send(frame.TypeError, []byte(err.Error())) // before the exit of what is killed
+		}
 		s.endSession()
 		switch {
 		case errors.Is(err, ErrDisconnected):
 			r.Reset()
 		case errors.Is(err, frame.ErrFrame):
-			_ = s.send(frame.TypeError, []byte(err.Error()))
 			n, err := r.Hunt(nil)
 			if errors.Is(err, ErrDisconnected) {
 				r.Reset()
