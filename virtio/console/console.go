@@ -64,7 +64,7 @@ func New(cfg Config) *Device {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Device{cfg: cfg, bucket: bucket{tokens: outputBurst, at: cfg.Now()}, input: make(chan []byte)}
+	return &Device{cfg: cfg, bucket: newBucket(outputRate, outputBurst, cfg.Now()), input: make(chan []byte)}
 }
 
 // Type is virtio.TypeConsole.
@@ -151,17 +151,21 @@ func (d *Device) transmit(ctx context.Context, a virtio.Active) error {
 
 // write passes on what the rate allows and drops the rest: a guest cannot make the host wait or fill up.
 func (d *Device) write(c *queue.Chain) {
-	for left := maxRequest; left > 0; {
-		n := c.Read(d.buffer[:min(left, len(d.buffer))])
-		if n == 0 {
-			return
-		}
-		left -= n
+	left := c.ReadableLen()
+	for look := maxRequest; look > 0 && left > 0; {
+		n := c.Read(d.buffer[:min(look, len(d.buffer))])
+		look, left = look-n, left-uint64(n)
 		allowed := d.bucket.take(d.cfg.Now(), n)
-		sent, _ := d.cfg.Output.Write(d.buffer[:allowed])
+		if allowed == 0 {
+			d.dropped.Add(uint64(n))
+			continue
+		}
+		sent, _ := d.cfg.Output.Write(d.buffer[:allowed]) // a writer that cannot take it now has lost it
+		sent = min(max(sent, 0), allowed)
 		d.transmitted.Add(uint64(sent))
 		d.dropped.Add(uint64(n - sent))
 	}
+	d.dropped.Add(left)
 }
 
 // receive gives input to the guest. Input that the guest has no buffer for waits, at most inputBuffered bytes
@@ -225,24 +229,6 @@ func (d *Device) read() {
 			return
 		}
 	}
-}
-
-// bucket is a token bucket of bytes.
-type bucket struct {
-	tokens int
-	at     time.Time
-}
-
-// take uses up to n tokens at that time and returns how many there were.
-func (b *bucket) take(now time.Time, n int) int {
-	if passed := now.Sub(b.at); passed > 0 {
-		passed = min(passed, time.Second)
-		b.tokens = min(outputBurst, b.tokens+int(int64(passed)*outputRate/int64(time.Second)))
-		b.at = now
-	}
-	n = min(n, b.tokens)
-	b.tokens -= n
-	return n
 }
 
 // Counters are the device's counters by name. Any goroutine may ask, at any time.

@@ -73,19 +73,24 @@ func (d *Device) serve(ctx context.Context, q *queue.Queue) error {
 			return err
 		}
 		var n uint32
+		var broken error // the source's fault
 		if err != nil {
 			d.malformed.Add(1)
-		} else if n, err = d.fill(c); err != nil {
-			return err
+		} else {
+			n, broken = d.fill(c)
 		}
 		if err := q.Push(c.Head, n); err != nil {
 			return err
+		}
+		if broken != nil {
+			return broken
 		}
 	}
 	return nil
 }
 
-// fill writes random bytes to the chain's writable buffers and returns how many.
+// fill writes random bytes to the chain's writable buffers and returns how many. After an error it is none: the
+// driver must not take what is there for random.
 func (d *Device) fill(c *queue.Chain) (uint32, error) {
 	want := min(c.WritableLen(), maxRequest)
 	d.requests.Add(1)
