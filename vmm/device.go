@@ -51,12 +51,12 @@ func (m *Machine) newDevice(name string, queues int) (*device, error) {
 	}
 	d := &device{name: name, base: boot.DeviceBase + guestmem.GPA(n)*boot.DeviceStride, gsi: firstGSI + kvm.GSI(n)}
 	var err error
-	if d.irq, err = eventfd(name + " interrupt"); err != nil {
+	if d.irq, err = eventfd(name+" interrupt", 0); err != nil { // only written to: no need for the poller
 		return nil, err
 	}
 	m.devs = append(m.devs, d) // from here on Machine.release closes it
 	for range queues {
-		f, err := eventfd(name + " kick")
+		f, err := eventfd(name+" kick", unix.EFD_NONBLOCK)
 		if err != nil {
 			return nil, err
 		}
@@ -98,9 +98,9 @@ func (d *device) close() error {
 	return errors.Join(errs...)
 }
 
-// eventfd makes a non-blocking event counter that the network poller can wait for.
-func eventfd(name string) (*os.File, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+// eventfd makes an event counter. With the flag EFD_NONBLOCK the network poller can wait for it.
+func eventfd(name string, flags int) (*os.File, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|flags)
 	if err != nil {
 		return nil, fmt.Errorf("make event descriptor for %s: %w", name, os.NewSyscallError("eventfd2", err))
 	}

@@ -118,7 +118,7 @@ func (m *Machine) addConsole(env Env) error {
 }
 
 func (m *Machine) addSerial(out *unblocking) error {
-	irq, err := eventfd("serial interrupt")
+	irq, err := eventfd("serial interrupt", 0)
 	if err != nil {
 		return err
 	}
