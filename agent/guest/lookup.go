@@ -17,6 +17,9 @@ func resolve(name, dir string, env []string) (string, error) {
 		}
 		return path, executable(path)
 	}
+	if name == "" {
+		return "", &os.PathError{Op: "exec", Path: name, Err: unix.ENOENT}
+	}
 	search := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	for _, e := range env {
 		if v, ok := strings.CutPrefix(e, "PATH="); ok {
