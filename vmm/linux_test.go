@@ -15,38 +15,46 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/guest"
 	"spore/internal/testenv"
 	"spore/internal/wire"
 	"spore/vmm/api"
 )
 
-// Needs of these tests beside /dev/kvm. They run where a Linux guest can: "make testbed" has one.
-var (
-	linuxGuest = testenv.Need{Name: "linux-guest", Probe: func() error {
-		b, err := os.ReadFile("/proc/cpuinfo")
-		if err != nil {
-			return err
-		}
-		if !bytes.Contains(b, []byte(" svm")) && !bytes.Contains(b, []byte(" vmx")) {
-			return errors.New("processor has neither AMD-V nor VT-x")
-		}
-		return nil
-	}}
-	binaries = testenv.Need{Name: "binaries", Probe: func() error {
-		_, err := os.Stat(setting("SPORE_VMM", "../bin/spore-vmm"))
+// guestBoots asks for everything that a Linux guest takes beside /dev/kvm: "make testbed" has it.
+var guestBoots = testenv.Need{Name: "guest", Probe: func() error {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
 		return err
-	}}
-	kernel = testenv.Need{Name: "kernel", Probe: func() error {
-		_, err := os.Stat(setting("SPORE_KERNEL", "../bin/vmlinux"))
-		return err
-	}}
-)
-
-func setting(name, otherwise string) string {
-	if s := os.Getenv(name); s != "" {
-		return s
 	}
-	return otherwise
+	if !bytes.Contains(b, []byte(" svm")) && !bytes.Contains(b, []byte(" vmx")) {
+		return errors.New("processor has neither AMD-V nor VT-x")
+	}
+	if _, err := os.Stat(vmmPath()); err != nil {
+		return err
+	}
+	_, err = kernelPath()
+	return err
+}}
+
+// vmmPath is spore-vmm as "make build" leaves it.
+func vmmPath() string {
+	if dir := os.Getenv("SPORE_BIN"); dir != "" {
+		return filepath.Join(dir, "spore-vmm")
+	}
+	return "../bin/spore-vmm"
+}
+
+// kernelPath is the guest kernel as "make kernel" leaves it, or what SPORE_KERNEL names.
+func kernelPath() (string, error) {
+	if path := os.Getenv("SPORE_KERNEL"); path != "" {
+		return path, nil
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	return guest.KernelPath(filepath.Join(cache, "spore"))
 }
 
 // patience bounds a whole boot; an emulated host is slow.
@@ -93,7 +101,7 @@ func launch(t *testing.T, cfg api.Config, files ...string) *process {
 	logOut, logIn, err := os.Pipe()
 	cfg.Log = add(logIn, err)
 	cfg.Version, cfg.Console.Input = api.Version, api.NoFile
-	p.cmd = exec.Command(setting("SPORE_VMM", "../bin/spore-vmm"), "-unjailed")
+	p.cmd = exec.Command(vmmPath(), "-unjailed")
 	p.cmd.ExtraFiles = inherit
 	p.cmd.Stderr = os.Stderr
 	p.began = time.Now()
@@ -215,28 +223,33 @@ const (
 )
 
 func TestLinuxBoots(t *testing.T) {
-	testenv.Require(t, testenv.KVM, linuxGuest, binaries, kernel)
+	testenv.Require(t, testenv.KVM, guestBoots)
+	vmlinux, err := kernelPath()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		name   string
 		vcpus  int
 		memory int64
 		reboot uint32
 		want   api.ExitReason
+		kernel string // beside vmlinux
 	}{
-		{"1 vCPU 128 MiB", 1, 128 << 20, powerOff, api.ExitPowerOff},
-		{"2 vCPUs 64 MiB", 2, 64 << 20, powerOff, api.ExitPowerOff},
-		{"4 vCPUs 256 MiB", 4, 256 << 20, powerOff, api.ExitPowerOff},
-		{"5 GiB", 1, 5 << 30, powerOff, api.ExitPowerOff},
-		{"restart", 1, 128 << 20, restart, api.ExitReset},
-		{"init dies", 1, 128 << 20, 0, api.ExitPanic},
+		{"1 vCPU 128 MiB", 1, 128 << 20, powerOff, api.ExitPowerOff, "vmlinux"},
+		{"2 vCPUs 64 MiB", 2, 64 << 20, powerOff, api.ExitPowerOff, "vmlinux"},
+		{"4 vCPUs 256 MiB", 4, 256 << 20, powerOff, api.ExitPowerOff, "vmlinux"},
+		{"5 GiB", 1, 5 << 30, powerOff, api.ExitPowerOff, "vmlinux"},
+		{"restart", 1, 128 << 20, restart, api.ExitReset, "vmlinux"},
+		{"bzImage", 1, 128 << 20, powerOff, api.ExitPowerOff, "bzImage"},
+		{"init dies", 1, 128 << 20, 0, api.ExitPanic, "vmlinux"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cfg := api.Config{
 				ID: "test", VCPUs: test.vcpus, Memory: test.memory, RNG: true, Balloon: true,
-				Boot: api.Boot{Kernel: 0, Initrd: 1, Cmdline: setting("SPORE_CMDLINE", "console=hvc0 quiet panic=-1")},
+				Boot: api.Boot{Kernel: 0, Initrd: 1, Cmdline: guest.Cmdline()},
 			}
-			cfg.Console.UART = strings.Contains(cfg.Boot.Cmdline, "ttyS0")
-			p := launch(t, cfg, setting("SPORE_KERNEL", "../bin/vmlinux"), initramfs(t, test.reboot))
+			p := launch(t, cfg, filepath.Join(filepath.Dir(vmlinux), test.kernel), initramfs(t, test.reboot))
 			started := p.event()
 			up := time.Since(p.began)
 			end := p.event()

@@ -63,9 +63,8 @@ var vcpus = seccomp.Policy{
 }
 
 var blockDevice = seccomp.Policy{
-	{Call: "preadv2", Why: "virtio-blk reads that must not wait"},
-	{Call: "preadv", Why: "virtio-blk reads"},
-	{Call: "pwritev", Why: "virtio-blk writes"},
+	{Call: "preadv2", Why: "virtio-blk reads, some of which must not wait"},
+	{Call: "pwritev2", Why: "virtio-blk writes"},
 	{Call: "fdatasync", Why: "virtio-blk flush"},
 	{Call: "fallocate", Why: "virtio-blk discard and write-zeroes"},
 }
