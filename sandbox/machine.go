@@ -264,9 +264,19 @@ func (m *machine) request(ctx context.Context, r api.Request) (api.Reply, error)
 // stopGrace is how long a VMM may take to end after it was told to, before it is killed.
 const stopGrace = 3 * time.Second
 
+// hangUp ends our direction of the control socket.
+func (m *machine) hangUp() {
+	raw, err := m.control.SyscallConn()
+	if err != nil {
+		return
+	}
+	// The socket may be closed already: then the VMM has ended.
+	_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
+}
+
 // kill ends the VMM and waits until nothing of it is left.
 func (m *machine) kill() {
-	m.control.Close() // the VMM takes this for OpStop
+	m.hangUp() // the VMM takes this for OpStop, and can still say how it ended
 	select {
 	case <-m.done:
 		return

@@ -161,8 +161,7 @@ func (v *supervisor) explain(err error) Outcome {
 	if cause := context.Cause(v.ctx); errors.Is(cause, errKilled) {
 		return Outcome{Kind: Signalled, Signal: "SIGKILL", ExitCode: codeSignal + 9, StartedAt: v.state.Started, Detail: "killed by its owner"}
 	}
-	if errors.Is(err, errGone) || errors.Is(context.Cause(v.ctx), errGone) || v.machineEnded() {
-		<-v.machine.done
+	if v.machineEnded(err) {
 		return v.crash()
 	}
 	if errors.Is(err, context.Canceled) && v.ctx.Err() != nil {
@@ -171,11 +170,18 @@ func (v *supervisor) explain(err error) Outcome {
 	return hostError(err)
 }
 
-func (v *supervisor) machineEnded() bool {
+// machineEnded reports whether err came of the machine's end. Its sockets close a little before its process is
+// gone, so a lost connection is a reason to look for that long.
+func (v *supervisor) machineEnded(err error) bool {
+	lost := errors.Is(err, net.ErrClosed) || errors.Is(err, agent.ErrLost) || errors.Is(err, errGone) || errors.Is(err, io.EOF)
+	limit := time.Duration(0)
+	if lost || v.ctx.Err() != nil {
+		limit = stopGrace
+	}
 	select {
 	case <-v.machine.done:
 		return true
-	default:
+	case <-time.After(limit):
 		return false
 	}
 }
