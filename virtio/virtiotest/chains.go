@@ -166,6 +166,7 @@ type span struct{ from, to guestmem.GPA }
 // The device must be paused.
 func (d *Driver) shadow(except ...span) uint64 {
 	d.T.Helper()
+	except = slices.Clone(except)
 	for _, r := range d.rings {
 		except = append(except, span{r.avail + 4 + 2*guestmem.GPA(r.size), r.used + ringStride/2})
 	}
