@@ -42,10 +42,11 @@ export DEBIAN_FRONTEND=noninteractive
 install() { apt-get install -y -q --no-install-recommends $packages >/dev/null; }
 update() { apt-get update -q >/dev/null; }
 
-# Package lists that name a package apt no longer finds are out of date.
-if ! apt-get install -s -q --no-install-recommends $packages >/dev/null 2>&1 || ! install 2>/dev/null; then
+# The first attempt fails when there are no package lists, or old ones.
+began=$(date +%s)
+if install 2>/dev/null; then
+	echo "setup: install $packages: $(($(date +%s) - began)) s"
+else
 	step "update package lists" update
 	step "install $packages" install
-else
-	echo "setup: installed $packages"
 fi
