@@ -40,21 +40,35 @@ func (s *Store) NewWritable(ctx context.Context, path string, size int64) error 
 		return fmt.Errorf("make writable layer: %d bytes, want %d MiB to %d GiB", size, MinWritable>>20, int64(MaxWritable)>>30)
 	}
 	size = (size + 4095) &^ 4095
-	template, err := s.template(ctx, size)
-	if err != nil {
-		return fmt.Errorf("make writable layer: %w", err)
+	template, templateErr := s.template(ctx, size)
+	if templateErr == nil {
+		defer template.Close()
 	}
-	defer template.Close()
 	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("make writable layer: %w", err)
 	}
-	err = expand(ctx, out, template, size)
+	if templateErr == nil {
+		err = expand(ctx, out, template, size)
+	} else {
+		// A store that cannot be written to, such as another machine's, has no new templates: the layer is then
+		// formatted by itself.
+		s.log.Debug("no template for a writable layer", "bytes", size, "err", templateErr)
+		err = format(ctx, out, size)
+	}
 	if err = errors.Join(err, out.Close()); err != nil {
 		os.Remove(path)
 		return fmt.Errorf("make writable layer %s: %w", path, err)
 	}
 	return nil
+}
+
+// format makes an empty ext4 file system of size bytes of an empty file.
+func format(ctx context.Context, f *os.File, size int64) error {
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	return makeExt4(ctx, f)
 }
 
 // template opens the template of a size, making it if there is none.
@@ -93,10 +107,7 @@ func (s *Store) packedExt4(ctx context.Context, size int64) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = disk.Truncate(size)
-	if err == nil {
-		err = makeExt4(ctx, disk)
-	}
+	err = format(ctx, disk, size)
 	if err == nil {
 		err = pack(ctx, packed, disk, size)
 	}
