@@ -228,7 +228,7 @@ func testClientGone(t *testing.T, h *Host) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	for range 2 * Ports {
+	for range Ports {
 		if got := sh(t, h, "echo again", ""); got.stdout != "again\n" {
 			t.Fatalf("afterwards: %+v", got)
 		}
