@@ -18,7 +18,7 @@ import (
 )
 
 // fuzzLimits keep one execution short.
-var fuzzLimits = layer.Limits{Entries: 200, Size: 1 << 20, Metadata: 1 << 20, Steps: 100_000}
+var fuzzLimits = layer.Limits{Entries: 200, Size: 128 << 10, Metadata: 256 << 10, Steps: 10_000}
 
 // memoryFile is an image file that costs no disk.
 func memoryFile(t testing.TB) *os.File {
