@@ -65,7 +65,7 @@ func (h *commandHandle) get() *agent.Process {
 func (h *commandHandle) running() bool { return h.get() != nil }
 
 // runCommand runs the sandbox's command to its end.
-func (v *supervisor) runCommand() Outcome {
+func (v *supervisor) runCommand(ready func()) Outcome {
 	cfg := v.sb.Config
 	ctx := v.ctx
 	if cfg.Timeout > 0 {
@@ -96,6 +96,9 @@ func (v *supervisor) runCommand() Outcome {
 	v.clock.Done("start command")
 	v.command.set(p)
 	defer v.command.set(nil)
+	if ready != nil {
+		ready()
+	}
 	stop := v.forward(p)
 	exit, err := p.Wait()
 	stop()

@@ -43,6 +43,25 @@ func (sb *Sandbox) hold() (*os.File, error) {
 	return f, nil
 }
 
+// A supervisor whose command has ended may hold the lock a moment longer.
+const (
+	holdLimit = 5 * time.Second
+	holdEvery = 10 * time.Millisecond
+)
+
+// holdSoon is hold for a sandbox that may just have ended.
+func (sb *Sandbox) holdSoon() (*os.File, error) {
+	for limit := time.Now().Add(holdLimit); ; time.Sleep(holdEvery) {
+		lock, err := sb.hold()
+		if err == nil || time.Now().After(limit) {
+			return lock, err
+		}
+		if st, stateErr := sb.readState(); stateErr != nil || st.Status != Stopped {
+			return nil, err
+		}
+	}
+}
+
 // alive reports whether a supervisor holds the sandbox.
 func (sb *Sandbox) alive() bool {
 	f, err := os.Open(sb.path(lockFile))
@@ -102,7 +121,7 @@ func (sb *Sandbox) dropWritable() error {
 
 // Remove deletes the sandbox and everything it wrote. A running one is refused: stop it first.
 func (sb *Sandbox) Remove() error {
-	lock, err := sb.hold()
+	lock, err := sb.holdSoon()
 	if err != nil {
 		var se *StateError
 		if errors.As(err, &se) {

@@ -34,10 +34,10 @@ func (v *supervisor) serve(l *net.UnixListener) {
 		}
 		select {
 		case slots <- struct{}{}:
-			go func() {
+			v.answers.Go(func() {
 				defer func() { conn.Close(); <-slots }()
 				v.answer(conn)
-			}()
+			})
 		default:
 			conn.Close()
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"spore/agent"
@@ -31,10 +32,10 @@ const bootLimit = 2 * time.Minute
 
 // Supervise starts the sandbox, runs its command and returns how it ended. It owns the sandbox until then:
 // everything it makes is gone when it returns, and if its process is killed the kernel takes the rest. ready
-// is called once, when the command is about to start; it may be nil. The error is for what came before the
+// is called once, when the command runs; it may be nil. The error is for what came before the
 // sandbox was started; afterwards every end is an Outcome.
 func (sb *Sandbox) Supervise(ctx context.Context, host Host, s Streams, ready func()) (Outcome, error) {
-	lock, err := sb.hold()
+	lock, err := sb.holdSoon()
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -61,9 +62,28 @@ func (sb *Sandbox) Supervise(ctx context.Context, host Host, s Streams, ready fu
 	v := &supervisor{sb: sb, host: host, state: st, streams: s, clock: timing.Start(), ended: make(chan struct{})}
 	v.ctx, v.cancel = context.WithCancelCause(ctx)
 	go v.serve(clients)
-	outcome := v.run(ready)
+	v.outcome = v.run(ready)
+	err = v.settle(v.outcome)
+	close(v.ended)
 	clients.Close()
-	return outcome, v.settle(outcome)
+	v.sayGoodbye()
+	return v.outcome, err
+}
+
+// goodbyeLimit is how long clients that wait for the end may take to hear of it.
+const goodbyeLimit = 2 * time.Second
+
+// sayGoodbye lets those clients have their answer before the process goes.
+func (v *supervisor) sayGoodbye() {
+	answered := make(chan struct{})
+	go func() {
+		v.answers.Wait()
+		close(answered)
+	}()
+	select {
+	case <-answered:
+	case <-time.After(goodbyeLimit):
+	}
 }
 
 // supervisor is one start of a sandbox, from launch to outcome.
@@ -83,17 +103,14 @@ type supervisor struct {
 
 	interrupts int // by the user at the terminal
 
-	outcome Outcome       // final once ended is closed
-	ended   chan struct{} // closed when nothing of the machine is left
+	outcome Outcome        // final once ended is closed
+	ended   chan struct{}  // closed when nothing of the machine is left and the record says so
+	answers sync.WaitGroup // clients being answered
 }
 
 // run boots the guest, runs the command and takes the machine down again.
 func (v *supervisor) run(ready func()) (outcome Outcome) {
-	defer func() {
-		v.outcome = outcome
-		v.cancel(ErrLost)
-		close(v.ended)
-	}()
+	defer func() { v.cancel(ErrLost) }()
 	m, err := launch(v.sb.Config, v.host, v.sb.path(writableFile))
 	if err != nil {
 		return hostError(err)
@@ -114,10 +131,7 @@ func (v *supervisor) run(ready func()) (outcome Outcome) {
 	if err := v.sb.writeState(v.state); err != nil {
 		return hostError(err)
 	}
-	if ready != nil {
-		ready()
-	}
-	outcome = v.runCommand()
+	outcome = v.runCommand(ready)
 	if !v.sb.Config.Ephemeral() && outcome.Kind != VMMCrash {
 		v.powerOff()
 	}

@@ -83,7 +83,8 @@ func pollable(f *os.File) (*os.File, error) {
 }
 
 // Dial connects to a port of the guest. The connection is made in the background: a guest that does not listen, or
-// does not answer within the VMM's time limit, shows as io.EOF on the first Read. The connection is a *net.UnixConn:
+// does not answer within the VMM's time limit, shows on the first Read as io.EOF, or as ECONNRESET if something was
+// written before. The connection is a *net.UnixConn:
 // CloseWrite ends one direction, and the guest sees end of file.
 func (b *Broker) Dial(ctx context.Context, guestPort uint32) (net.Conn, error) {
 	if err := context.Cause(ctx); err != nil {
