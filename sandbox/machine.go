@@ -174,6 +174,9 @@ func (m *machine) connect(out *api.Config, p *pipes, file func(*os.File) api.Fil
 	return nil
 }
 
+// vmmEnv is the VMM's whole environment: its heap is a megabyte or two, which huge pages would round up to four.
+var vmmEnv = []string{"GODEBUG=disablethp=1"}
+
 // start runs spore-vmm in a jail with those descriptors.
 func (m *machine) start(host Host, fds []*os.File) error {
 	exe, err := os.Open(host.VMM)
@@ -182,7 +185,7 @@ func (m *machine) start(host Host, fds []*os.File) error {
 	}
 	defer exe.Close()
 	uid, gid := jailer.Identity(uint32(time.Now().UnixNano() >> 10))
-	cmd, release, err := jailer.Command(jailer.Config{Exe: exe, UID: uid, GID: gid, Files: fds, Stderr: os.Stderr}, &m.pidfd)
+	cmd, release, err := jailer.Command(jailer.Config{Exe: exe, Env: vmmEnv, UID: uid, GID: gid, Files: fds, Stderr: os.Stderr}, &m.pidfd)
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,6 @@
 // do its job; the reason is then on standard error too.
 
 //go:debug containermaxprocs=0
-//go:debug disablethp=1
 //go:debug updatemaxprocs=0
 package main
 
