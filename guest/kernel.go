@@ -21,19 +21,29 @@ var kernelBuild []byte
 var kernelPatches embed.FS
 
 // KernelPath is where guest/kernel/build.sh has put the vmlinux of this very configuration, below cacheDir
-// ($XDG_CACHE_HOME/spore). It is an error when it has not been built.
+// ($XDG_CACHE_HOME/spore). It is an error that wraps fs.ErrNotExist when it has not been built.
 func KernelPath(cacheDir string) (string, error) {
+	hash, err := kernelHash()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(cacheDir, "kernel", hash, "vmlinux")
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("no guest kernel: run 'make kernel', or name one with --kernel: %w", err)
+	}
+	return path, nil
+}
+
+// kernelHash names a kernel by what it is made of, as build.sh does. The compiler has no part in it: it may be absent
+// where a kernel is only used.
+func kernelHash() (string, error) {
 	h := sha256.New()
 	h.Write(kernelConfig)
 	h.Write(kernelBuild)
 	if err := hashPatches(h); err != nil {
 		return "", err
 	}
-	path := filepath.Join(cacheDir, "kernel", hex.EncodeToString(h.Sum(nil))[:16], "vmlinux")
-	if _, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("no guest kernel at %s: run 'make kernel', or name one with --kernel", path)
-	}
-	return path, nil
+	return hex.EncodeToString(h.Sum(nil))[:16], nil
 }
 
 // hashPatches adds the patches in the order in which they are applied.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the guest kernel from Debian's linux-source-6.1 and spore.config, once for each content of this directory, and
-# prints the path of vmlinux. Everything is kept under $XDG_CACHE_HOME/spore/kernel/HASH.
+# Builds the guest kernel from Debian's linux-source-6.1, spore.config and patches/, once for each content of these and
+# of this script, and prints the path of vmlinux; --path only prints where it is or would be. Everything is kept under
+# $XDG_CACHE_HOME/spore/kernel/HASH: vmlinux, bzImage, config, build.log.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 source=/usr/src/linux-source-6.1.tar.xz
@@ -10,7 +11,7 @@ fail() { echo "kernel: $*" >&2; exit 1; }
 hash=$(cat "$here/spore.config" "$here/build.sh" "$here"/patches/*.patch | sha256sum | cut -c1-16)
 kernels=${XDG_CACHE_HOME:-$HOME/.cache}/spore/kernel
 out=$kernels/$hash
-if [ -e "$out/vmlinux" ]; then echo "$out/vmlinux"; exit; fi
+if [ -e "$out/vmlinux" ] || [ "${1:-}" = --path ]; then echo "$out/vmlinux"; exit; fi
 [ -e "$source" ] || fail "$source is missing: apt-get install linux-source-6.1"
 
 mkdir -p "$kernels"
@@ -18,6 +19,7 @@ exec 9>"$kernels/lock"
 flock 9
 if [ -e "$out/vmlinux" ]; then echo "$out/vmlinux"; exit; fi
 
+rm -rf "$kernels"/work.* # of builds that were interrupted: the lock is ours
 work=$(mktemp -d "$kernels/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 tar -xf "$source" -C "$work" --strip-components=1
@@ -37,10 +39,10 @@ done < <(sed -nE 's/^# (CONFIG_[A-Z0-9_]+) is not set$/\1/p' "$here/spore.config
 export KBUILD_BUILD_TIMESTAMP=1970-01-01 KBUILD_BUILD_USER=spore KBUILD_BUILD_HOST=spore
 make -s -j"$(nproc)" vmlinux bzImage >>"$work/build.log" 2>&1 || { tail -n 30 "$work/build.log" >&2; fail "build failed"; }
 
+rm -rf "$out" "$out.new"
 mkdir -p "$out.new"
 strip -g -o "$out.new/vmlinux" vmlinux
 cp .config "$out.new/config"
 cp arch/x86/boot/bzImage build.log "$out.new/"
-rm -rf "$out"
 mv "$out.new" "$out"
 echo "$out/vmlinux"
