@@ -51,7 +51,12 @@ func (a *server) exec(e agent.Exec, gone func() bool, r *agent.Reader, w *agent.
 	}
 	go p.listen(r)
 	p.copyOutput()
+	stop := func() {}
+	if e.Main {
+		stop = p.guard()
+	}
 	ended := <-end
+	stop()
 	took := time.Since(began)
 	if e.Main {
 		p.kill()
