@@ -59,7 +59,8 @@ type Device interface {
 	// WriteConfig takes a driver's write to the configuration space; bytes past the end are ignored.
 	WriteConfig(p []byte, off uint32)
 	// Run serves the queues until ctx ends, which is no error. An error makes the transport set
-	// DEVICE_NEEDS_RESET. It must return promptly once ctx has ended: a vCPU may be waiting.
+	// DEVICE_NEEDS_RESET. It must return promptly once ctx has ended: a vCPU may be waiting. A panic of Run is
+	// such an error too; goroutines it starts use Contain for theirs.
 	Run(ctx context.Context, a Active) error
 	// SaveState returns what a snapshot keeps. Only while stopped.
 	SaveState() (json.RawMessage, error)

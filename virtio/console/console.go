@@ -104,7 +104,7 @@ func (d *Device) Run(ctx context.Context, a virtio.Active) error {
 	errs := make([]error, 2)
 	for i, serve := range []func(context.Context, virtio.Active) error{d.transmit, d.receive} {
 		both.Go(func() {
-			if errs[i] = serve(ctx, a); errs[i] != nil {
+			if errs[i] = virtio.Contain(func() error { return serve(ctx, a) }); errs[i] != nil {
 				cancel(errs[i])
 			}
 		})
@@ -122,7 +122,12 @@ func (d *Device) transmit(ctx context.Context, a virtio.Active) error {
 	if q == nil {
 		return nil
 	}
-	for q.Wait(ctx) == nil {
+	for {
+		if err := q.Wait(ctx); ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("wait for output: %w", err)
+		}
 		for more := true; more && ctx.Err() == nil; more = q.EnableKicks() {
 			for ctx.Err() == nil {
 				c, err := q.Pop()
@@ -146,7 +151,6 @@ func (d *Device) transmit(ctx context.Context, a virtio.Active) error {
 			}
 		}
 	}
-	return nil
 }
 
 // write passes on what the rate allows and drops the rest: a guest cannot make the host wait or fill up.
@@ -194,8 +198,13 @@ func (d *Device) receive(ctx context.Context, a virtio.Active) error {
 			return err
 		}
 		if c == nil {
-			if !q.EnableKicks() && q.Wait(ctx) != nil {
+			if q.EnableKicks() {
+				continue
+			}
+			if err := q.Wait(ctx); ctx.Err() != nil {
 				return nil
+			} else if err != nil {
+				return fmt.Errorf("wait for room for input: %w", err)
 			}
 			continue
 		}

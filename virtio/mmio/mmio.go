@@ -6,6 +6,7 @@ package mmio
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -263,7 +264,7 @@ func (t *Transport) setStatus(v uint32) bool {
 
 // reset brings everything back to what New made.
 func (t *Transport) reset() {
-	t.stop()
+	t.stop(context.Background()) // without an end of its context it cannot fail
 	t.counts.resets.Add(1)
 	t.status, t.driverFeatures, t.queues = 0, 0, nil
 	t.deviceFeaturesSel, t.driverFeaturesSel, t.queueSel = 0, 0, 0
@@ -302,16 +303,16 @@ func (t *Transport) Counters() map[string]uint64 {
 	return m
 }
 
-// Pause stops the device where it is; the register file stays. ctx bounds nothing but a device that breaks its
-// contract. Pausing twice is no error.
+// Pause stops the device where it is; the register file stays. It fails when ctx ends before the device has
+// stopped, which only a device that breaks its contract lets happen; then Pause may be tried again, and Resume
+// refuses. Pausing twice is no error.
 func (t *Transport) Pause(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if ctx.Err() != nil {
-		return fmt.Errorf("pause device: %w", context.Cause(ctx))
-	}
 	t.paused = true
-	t.stop()
+	if err := t.stop(ctx); err != nil {
+		return fmt.Errorf("pause device: %w", err)
+	}
 	return nil
 }
 
@@ -320,6 +321,9 @@ func (t *Transport) Pause(ctx context.Context) error {
 func (t *Transport) Resume() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.runner != nil && t.runner.stopping {
+		return errors.New("resume device: it has not stopped yet")
+	}
 	t.paused = false
 	if t.status == running && t.runner == nil {
 		t.start(false)

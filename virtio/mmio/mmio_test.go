@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"math/rand"
 	"testing"
 
@@ -169,5 +170,39 @@ func TestInterruptACK(t *testing.T) {
 		if got := read(); got != step.want {
 			t.Errorf("acknowledge %#x: %#x is left, want %#x", step.ack, got, step.want)
 		}
+	}
+}
+
+// stubborn is a device model that breaks its contract: it stops when it is let go.
+type stubborn struct {
+	*rng.Device
+	letGo chan struct{}
+}
+
+func (s stubborn) Run(context.Context, virtio.Active) error { <-s.letGo; return nil }
+
+// TestPauseIsBounded shows that a device that does not stop makes Pause fail, and that it can be tried again.
+func TestPauseIsBounded(t *testing.T) {
+	s := stubborn{rng.New(nil), make(chan struct{})}
+	d := virtiotest.NewDriver(t, s)
+	d.Negotiate(virtiotest.All)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := d.Bus.Pause(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("pause: %v", err)
+	}
+	if err := d.Bus.Resume(); err == nil {
+		t.Error("a device that is still stopping goes on")
+	}
+	if _, err := d.Bus.SaveState(); err == nil {
+		t.Error("a device that is still stopping is saved")
+	}
+	close(s.letGo)
+	d.Pause()
+	if _, err := d.Bus.SaveState(); err != nil {
+		t.Error(err)
+	}
+	if err := d.Bus.Resume(); err != nil {
+		t.Error(err)
 	}
 }

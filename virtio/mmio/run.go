@@ -2,9 +2,9 @@ package mmio
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"runtime/debug"
 
 	"spore/virtio"
 	"spore/virtio/queue"
@@ -12,8 +12,9 @@ import (
 
 // runner is one run of the device, from start to stop.
 type runner struct {
-	cancel context.CancelFunc
-	done   chan struct{} // closed when Run has returned
+	cancel   context.CancelFunc
+	done     chan struct{} // closed when Run has returned
+	stopping bool          // cancel was called
 }
 
 // start makes the queues and lets the device run. fresh says that the driver has just set them up. A queue that
@@ -59,33 +60,36 @@ func (t *Transport) kickFile(i int) *os.File {
 	return t.cfg.Kick(i)
 }
 
-// runDevice runs the device model. A panic in it, which would be our mistake, costs the guest this device and
-// not the process its other work; it is counted and logged with its stack.
-func (t *Transport) runDevice(ctx context.Context, a virtio.Active) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			t.counts.panics.Add(1)
-			t.cfg.Log.Error("device model panicked", "device", t.cfg.Device.Type(), "err", p, "stack", string(debug.Stack()))
-			err = fmt.Errorf("device model panicked: %v", p)
-		}
-	}()
-	return t.cfg.Device.Run(ctx, a)
+// runDevice runs the device model. A panic in it is counted and logged with its stack.
+func (t *Transport) runDevice(ctx context.Context, a virtio.Active) error {
+	err := virtio.Contain(func() error { return t.cfg.Device.Run(ctx, a) })
+	if p, ok := errors.AsType[*virtio.PanicError](err); ok {
+		t.counts.panics.Add(1)
+		t.cfg.Log.Error("device model panicked", "device", t.cfg.Device.Type(), "err", p.Value, "stack", string(p.Stack))
+	}
+	return err
 }
 
-// stop ends the run, if there is one, and keeps where the queues are. mu is held: the device's callbacks do
-// not take it.
-func (t *Transport) stop() {
+// stop ends the run, if there is one, and keeps where the queues are. It fails only when ctx ends before the run
+// does; it may be tried again. mu is held: the device's callbacks do not take it.
+func (t *Transport) stop(ctx context.Context) error {
 	if t.runner == nil {
-		return
+		return nil
 	}
+	t.runner.stopping = true
 	t.runner.cancel()
-	<-t.runner.done
+	select {
+	case <-t.runner.done:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the device to stop: %w", context.Cause(ctx))
+	}
 	t.runner = nil
 	for i, q := range t.queues {
 		if q != nil {
 			t.states[i] = q.State()
 		}
 	}
+	return nil
 }
 
 // fail makes the device ask for a reset (virtio 1.2 §2.1.2) and tells the driver so.

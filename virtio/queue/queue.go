@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"spore/guestmem"
 )
@@ -99,6 +100,12 @@ func New(mem *guestmem.Memory, s State, f Features, kick *os.File) (*Queue, erro
 	}
 	q.inFlight, q.used = make([]bool, s.Size), make([]*Chain, s.Size)
 	q.kick = kicks{file: kick, wake: make(chan struct{}, 1), first: true}
+	if kick != nil {
+		// Also takes back what an interrupted Wait may have left. A file without deadlines could not be interrupted.
+		if err := kick.SetReadDeadline(time.Time{}); err != nil {
+			return nil, fmt.Errorf("make queue: kicks cannot be waited for: %w", err)
+		}
+	}
 	return q, nil
 }
 

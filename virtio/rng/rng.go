@@ -51,7 +51,12 @@ func (d *Device) Run(ctx context.Context, a virtio.Active) error {
 		<-ctx.Done()
 		return nil
 	}
-	for q.Wait(ctx) == nil {
+	for {
+		if err := q.Wait(ctx); ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("wait for requests: %w", err)
+		}
 		for more := true; more && ctx.Err() == nil; more = q.EnableKicks() {
 			q.DisableKicks()
 			if err := d.serve(ctx, q); err != nil {
@@ -62,7 +67,6 @@ func (d *Device) Run(ctx context.Context, a virtio.Active) error {
 			}
 		}
 	}
-	return nil
 }
 
 // serve answers all that is available.
