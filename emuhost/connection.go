@@ -32,8 +32,9 @@ type connection struct {
 	conn net.Conn
 	in   *frame.Reader
 	tag  uint32
-	mu   sync.Mutex // keeps frames whole
-	lock *os.File   // holds the port; nil for the control port
+	mu   sync.Mutex // guards buf and keeps frames whole
+	buf  []byte
+	lock *os.File // holds the port; nil for the control port
 }
 
 // connect opens a session on the port with that socket. It waits for the
@@ -75,7 +76,8 @@ func (c *connection) Close() {
 func (c *connection) send(t frame.Type, payload []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, err := c.conn.Write(frame.Append(nil, c.tag, t, payload))
+	c.buf = frame.Append(c.buf[:0], c.tag, t, payload)
+	_, err := c.conn.Write(c.buf)
 	return err
 }
 

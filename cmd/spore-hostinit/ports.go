@@ -160,7 +160,7 @@ func (p *port) Write(b []byte) (int, error) {
 
 // awaitClient says whether a client is connected, giving it time to be.
 func (p *port) awaitClient() bool {
-	for end := time.Now().Add(hangupPatience); ; time.Sleep(time.Millisecond) {
+	for end, nap := time.Now().Add(hangupPatience), time.Millisecond; ; nap *= 2 {
 		gone := false
 		_ = p.raw.Control(func(fd uintptr) { gone = hungUp(int(fd)) }) // never closed
 		if !gone {
@@ -169,6 +169,7 @@ func (p *port) awaitClient() bool {
 		if time.Now().After(end) {
 			return false
 		}
+		time.Sleep(nap)
 	}
 }
 

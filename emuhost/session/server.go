@@ -45,8 +45,9 @@ type Server struct {
 	// Log is for what concerns nobody but a developer; nil discards.
 	Log *slog.Logger
 
-	out     sync.Mutex // guards tag and keeps frames whole
+	out     sync.Mutex // guards tag and buf and keeps frames whole
 	tag     uint32
+	buf     []byte // of send
 	body    []byte
 	current *process
 }
@@ -120,7 +121,8 @@ func (s *Server) send(t frame.Type, payload []byte) error {
 	if s.tag == 0 {
 		return ErrDisconnected
 	}
-	_, err := s.Port.Write(frame.Append(nil, s.tag, t, payload))
+	s.buf = frame.Append(s.buf[:0], s.tag, t, payload)
+	_, err := s.Port.Write(s.buf)
 	return err
 }
 
