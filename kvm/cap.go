@@ -18,6 +18,7 @@ const (
 	CapIRQFD         Capability = 32
 	CapIOEventFD     Capability = 36
 	CapAdjustClock   Capability = 39
+	CapXCRs          Capability = 56
 	CapGetTSCKHz     Capability = 61
 	CapMaxVCPUs      Capability = 66
 	CapTSCDeadline   Capability = 72

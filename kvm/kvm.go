@@ -83,7 +83,7 @@ func (s *System) CreateVM() (*VM, error) {
 		return nil, err
 	}
 	unix.CloseOnExec(fd)
-	return &VM{fd: fd, mmapSize: s.mmapSize, sregs2: s.Check(CapSregs2) > 0}, nil
+	return &VM{fd: fd, mmapSize: s.mmapSize, sregs2: s.Check(CapSregs2) > 0, xcrs: s.Check(CapXCRs) > 0}, nil
 }
 
 // Close closes /dev/kvm. VMs made from it live on.

@@ -64,14 +64,20 @@ func (v *VCPU) SetXSave(x *XSave) error {
 	return err
 }
 
-// XCRs reads the extended control registers.
+// XCRs reads the extended control registers. Without XSAVE there are none.
 func (v *VCPU) XCRs() (x XCRs, err error) {
+	if !v.xcrs {
+		return x, nil
+	}
 	_, err = ioctlPtr("KVM_GET_XCRS", v.fd, getXCRs, &x)
 	return x, err
 }
 
-// SetXCRs writes the extended control registers.
+// SetXCRs writes the extended control registers. Without XSAVE there are none to write.
 func (v *VCPU) SetXCRs(x *XCRs) error {
+	if !v.xcrs && x.Count == 0 {
+		return nil
+	}
 	_, err := ioctlPtr("KVM_SET_XCRS", v.fd, setXCRs, x)
 	return err
 }

@@ -16,6 +16,7 @@ type VCPU struct {
 	fd     int
 	page   []byte // struct kvm_run and the PIO data pages
 	sregs2 bool
+	xcrs   bool // the processor has XSAVE
 	pid    int
 	tid    atomic.Int32 // the thread that runs it; 0 before Bind
 }

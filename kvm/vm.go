@@ -18,6 +18,7 @@ type VM struct {
 	fd       int
 	mmapSize int
 	sregs2   bool
+	xcrs     bool
 }
 
 // MemSlot is one range of guest physical memory (struct kvm_userspace_memory_region).
@@ -156,7 +157,7 @@ func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("map run page: %w", os.NewSyscallError("mmap", err))
 	}
-	return &VCPU{fd: fd, page: page, sregs2: vm.sregs2, pid: unix.Getpid()}, nil
+	return &VCPU{fd: fd, page: page, sregs2: vm.sregs2, xcrs: vm.xcrs, pid: unix.Getpid()}, nil
 }
 
 // Close closes the VM's descriptor. The kernel frees the VM when its vCPUs are closed too, which takes some

@@ -21,13 +21,22 @@ import (
 
 const patience = 2 * time.Minute
 
-// build makes spore-vmm once for all tests, in a directory that TestMain removes.
-var build = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "spore-vmm-test")
-	if err != nil {
-		return "", err
+// scratch is a directory for as long as the tests run.
+var scratch string
+
+func TestMain(m *testing.M) {
+	var err error
+	if scratch, err = os.MkdirTemp("", "spore-vmm-test"); err != nil {
+		panic(err)
 	}
-	path := filepath.Join(dir, "spore-vmm")
+	code := m.Run()
+	os.RemoveAll(scratch)
+	os.Exit(code)
+}
+
+// build makes spore-vmm, once for all tests.
+var build = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(scratch, "spore-vmm")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
@@ -36,14 +45,6 @@ var build = sync.OnceValues(func() (string, error) {
 	}
 	return path, err
 })
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if path, err := build(); err == nil {
-		os.RemoveAll(filepath.Dir(path))
-	}
-	os.Exit(code)
-}
 
 func binary(t *testing.T) string {
 	t.Helper()
