@@ -226,11 +226,11 @@ func TestExecSlowReader(t *testing.T) {
 		got += len(p)
 		return len(p), nil
 	})
-	p, err := agent.Start(t.Context(), dial, sh("sleep 300 & head -c 300000 /dev/zero"), agent.Streams{Stdout: slow})
+	p, err := agent.Start(t.Context(), dial, sh("sleep 300 & head -c 100000 /dev/zero"), agent.Streams{Stdout: slow})
 	if err != nil {
 		t.Fatal(err)
 	}
-	// 300000 bytes are more than the pipe holds and less than the pipe, the socket and all buffers do: the
+	// 100000 bytes are more than the pipe holds and less than the pipe and the socket do: the
 	// process may end, and the drain limit pass, before anything is taken.
 	poll(t, "end of the process", func() bool {
 		a.reaper.mu.Lock()
@@ -238,7 +238,7 @@ func TestExecSlowReader(t *testing.T) {
 		return len(a.reaper.waiting) == 0
 	})
 	time.AfterFunc(2*drainLimit, func() { close(release) })
-	if _, err := p.Wait(); err != nil || got != 300000 {
+	if _, err := p.Wait(); err != nil || got != 100000 {
 		t.Errorf("%d bytes, %v", got, err)
 	}
 	killOrphans(t, "sleep 300")
