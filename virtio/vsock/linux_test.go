@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/guest"
 	"spore/internal/testenv"
 	"spore/internal/wire"
 	"spore/sandbox/broker"
@@ -139,7 +140,7 @@ func boot(t testing.TB) *broker.Broker {
 	configRead, configWrite, err := os.Pipe()
 	add(configRead, err)
 	cfg := api.Config{Version: api.Version, ID: "vsock", VCPUs: 1, Memory: 256 << 20, RNG: true, Log: api.NoFile}
-	cfg.Boot = api.Boot{Kernel: add(os.Open(kernelPath())), Initrd: add(os.Open(initramfs(t))), Cmdline: "console=hvc0 quiet panic=-1"}
+	cfg.Boot = api.Boot{Kernel: add(os.Open(kernelPath())), Initrd: add(os.Open(initramfs(t))), Cmdline: guest.Cmdline() + os.Getenv("SPORE_CMDLINE")}
 	control, theirs := sockets(unix.SOCK_STREAM)
 	cfg.Control = add(theirs, nil)
 	sock, theirs := sockets(unix.SOCK_SEQPACKET)
@@ -147,6 +148,7 @@ func boot(t testing.TB) *broker.Broker {
 	cfg.KVM = add(os.OpenFile("/dev/kvm", os.O_RDWR, 0))
 	console, in, err := os.Pipe()
 	cfg.Console.Output, cfg.Console.Input = add(in, err), api.NoFile
+	cfg.Console.UART = os.Getenv("SPORE_CMDLINE") != "" // such as " console=ttyS0 8250.nr_uarts=1 loglevel=7"
 	cmd := exec.Command(vmmPath(), "-unjailed")
 	cmd.ExtraFiles, cmd.Stderr = inherit, os.Stderr
 	if err := cmd.Start(); err != nil {
@@ -163,6 +165,18 @@ func boot(t testing.TB) *broker.Broker {
 		cmd.Wait()
 		b.Close()
 		control.Close()
+	})
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		wire.Write(control, api.Request{ID: 1, Op: api.OpStats})
+		for m := (api.Message{}); wire.Read(control, &m) == nil; m = (api.Message{}) {
+			if m.Reply != nil {
+				t.Logf("counters %v", m.Reply.Counters["vsock"])
+				return
+			}
+		}
 	})
 	for _, f := range inherit {
 		f.Close()
@@ -242,7 +256,12 @@ func TestLinuxGuest(t *testing.T) {
 	})
 	t.Run("the host closes first", func(t *testing.T) {
 		for range 300 { // more than the limit on connections
-			command(t, b, cmdEcho, 0).Close()
+			c := command(t, b, cmdEcho, 0)
+			c.Write([]byte("x"))
+			if _, err := io.ReadFull(c, make([]byte, 1)); err != nil { // it is accepted: the guest's backlog is short
+				t.Fatal(err)
+			}
+			c.Close()
 		}
 	})
 	t.Run("the guest closes first", func(t *testing.T) {
@@ -298,11 +317,11 @@ func figures(t *testing.T, b *broker.Broker) {
 	t.Logf("guest to host %.1f MB/s", size/1e6/time.Since(begin).Seconds())
 	c = command(t, b, cmdEcho, 0)
 	var rounds []time.Duration
-	for range 500 {
+	for i := range 500 {
 		begin := time.Now()
 		c.Write(block[:1])
 		if _, err := io.ReadFull(c, block[:1]); err != nil {
-			t.Fatal(err)
+			t.Fatalf("round %d: %v", i, err)
 		}
 		rounds = append(rounds, time.Since(begin))
 	}
