@@ -3,7 +3,6 @@ package jailer
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,26 +21,41 @@ const cloneflags = unix.CLONE_NEWUSER | // one mapped id: root inside, nobody ou
 	unix.CLONE_NEWUTS | // hostname tells nothing
 	unix.CLONE_NEWCGROUP // cgroup paths tell nothing
 
-// Command is the parent's half: a command whose process starts in its namespaces with one mapped id and
-// exactly the descriptors of cfg. The caller starts it, waits for it, and keeps pidfd (filled in by Start) to
-// signal it without a race. The returned close function releases what Command opened; call it after Start.
-func Command(cfg Config, pidfd *int) (cmd *exec.Cmd, release func(), err error) {
+// Process is a process in its jail.
+type Process struct {
+	*os.Process
+	PidFD int // for signals and waits without a race; -1 where the kernel has none. The caller closes it
+}
+
+// Start is the parent's half: it starts a process that is born in its namespaces with one mapped id and
+// exactly the descriptors of cfg. The caller waits for it.
+func Start(cfg Config) (*Process, error) {
 	if err := cfg.Validate(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	exe, err := unix.FcntlInt(cfg.Exe.Fd(), unix.F_DUPFD_CLOEXEC, exeFloor)
 	if err != nil {
-		return nil, nil, fmt.Errorf("move executable out of the way: %w", os.NewSyscallError("fcntl", err))
+		return nil, fmt.Errorf("move executable out of the way: %w", os.NewSyscallError("fcntl", err))
 	}
-	cmd = &exec.Cmd{
-		// Run by descriptor: the mapped uid need not be able to reach the path, and it cannot be swapped in
-		// between. The descriptor is close-on-exec, so the process never holds its own binary (CVE-2019-5736).
-		Path:       fmt.Sprintf("/proc/self/fd/%d", exe),
-		Args:       append([]string{"spore-vmm"}, cfg.Args...),
-		Env:        append([]string{}, cfg.Env...),
-		Dir:        "/",
-		ExtraFiles: cfg.Files,
-		SysProcAttr: &syscall.SysProcAttr{
+	defer unix.Close(exe)
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	stderr := cfg.Stderr
+	if stderr == nil {
+		stderr = null
+	}
+	p := &Process{PidFD: -1}
+	// Run by descriptor: the mapped uid need not be able to reach the path, and it cannot be swapped in between.
+	// The descriptor is close-on-exec, so the process never holds its own binary (CVE-2019-5736).
+	path := fmt.Sprintf("/proc/self/fd/%d", exe)
+	p.Process, err = os.StartProcess(path, append([]string{"spore-vmm"}, cfg.Args...), &os.ProcAttr{
+		Dir:   "/",
+		Env:   append([]string{}, cfg.Env...),
+		Files: append([]*os.File{null, null, stderr}, cfg.Files...),
+		Sys: &syscall.SysProcAttr{
 			Cloneflags:                 cloneflags,
 			UidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(cfg.UID), Size: 1}},
 			GidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(cfg.GID), Size: 1}},
@@ -49,13 +63,13 @@ func Command(cfg Config, pidfd *int) (cmd *exec.Cmd, release func(), err error) 
 			// Without it the process would be the overflow uid, without the capabilities Enter needs and drops.
 			Credential: &syscall.Credential{Uid: 0, Gid: 0, NoSetGroups: true},
 			Setsid:     true, // no controlling terminal to push input into
-			PidFD:      pidfd,
+			PidFD:      &p.PidFD,
 		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start jailed process: %w", err)
 	}
-	if cfg.Stderr != nil {
-		cmd.Stderr = cfg.Stderr
-	}
-	return cmd, func() { unix.Close(exe) }, nil
+	return p, nil
 }
 
 // Identity returns the uid and gid to jail a sandbox under: one of the reserved range by slot when the caller

@@ -1,4 +1,4 @@
-// Package jailer puts one process, the VMM, into its jail. It has two halves of one act: Command, run by the
+// Package jailer puts one process, the VMM, into its jail. It has two halves of one act: Start, run by the
 // supervisor, makes a process that is born in its own namespaces under an unprivileged uid; Enter, run first
 // thing by that process, takes away the rest: the file system, the capabilities, the limits.
 //

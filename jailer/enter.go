@@ -26,7 +26,7 @@ var steps = []step{
 	{"dumpable", "no core file and no ptrace by a process of the same uid", notDumpable},
 }
 
-// Enter is the child's half. It is called before any other goroutine starts, in a process made by Command,
+// Enter is the child's half. It is called before any other goroutine starts, in a process made by Start,
 // with the number of files it was given. After it the process has an empty root, no capability and no
 // descriptor beyond its own. An error names the step; the process must then exit.
 func Enter(files int) error {

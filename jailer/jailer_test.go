@@ -91,30 +91,25 @@ func jailed(t *testing.T) report {
 	}
 	defer pr.Close()
 	uid, gid := jailer.Identity(7)
-	pidfd := -1
-	cmd, release, err := jailer.Command(jailer.Config{
+	p, err := jailer.Start(jailer.Config{
 		Exe: exe, Env: []string{inmate + "=1"}, UID: uid, GID: gid, Files: []*os.File{pw}, Stderr: os.Stderr,
-	}, &pidfd)
+	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	defer release()
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("start: %v", err)
 	}
 	pw.Close()
 	var r report
 	decodeErr := json.NewDecoder(pr).Decode(&r)
-	if err := cmd.Wait(); err != nil {
-		t.Fatalf("inmate: %v", err)
+	if st, err := p.Wait(); err != nil || !st.Success() {
+		t.Fatalf("inmate: %v, %v", st, err)
 	}
 	if decodeErr != nil {
 		t.Fatalf("read report: %v", decodeErr)
 	}
-	if pidfd < 0 {
+	if p.PidFD < 0 {
 		t.Error("no pidfd")
 	}
-	unix.Close(pidfd)
+	unix.Close(p.PidFD)
 	return r
 }
 
@@ -173,7 +168,7 @@ func TestConfigRefused(t *testing.T) {
 		"nil file":      {Exe: exe, UID: 1, GID: 1, Files: []*os.File{nil}},
 		"many files":    {Exe: exe, UID: 1, GID: 1, Files: make([]*os.File, jailer.MaxFiles+1)},
 	} {
-		if _, _, err := jailer.Command(cfg, nil); !errors.Is(err, jailer.ErrConfig) {
+		if _, err := jailer.Start(cfg); !errors.Is(err, jailer.ErrConfig) {
 			t.Errorf("%s: error %v, want ErrConfig", name, err)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"sync"
 	"time"
 
@@ -28,8 +27,7 @@ const consoleKept = 64 << 10
 
 // machine is the supervisor's view of one jailed VMM.
 type machine struct {
-	cmd     *exec.Cmd
-	pidfd   int
+	process *jailer.Process
 	control *os.File
 	broker  *broker.Broker
 	console *tail
@@ -51,7 +49,7 @@ type machine struct {
 func launch(cfg Config, host Host, writable string) (*machine, error) {
 	var undo cleanup.Stack
 	m := &machine{
-		pidfd: -1, log: host.log(), console: &tail{limit: consoleKept},
+		log: host.log(), console: &tail{limit: consoleKept},
 		started: make(chan struct{}), done: make(chan struct{}), waiting: map[uint64]chan api.Reply{},
 	}
 	var fds files
@@ -70,9 +68,9 @@ func launch(cfg Config, host Host, writable string) (*machine, error) {
 		err = wire.Write(configIn, vmCfg)
 	}
 	if err != nil {
-		if m.cmd != nil && m.cmd.Process != nil {
-			m.cmd.Process.Kill()
-			m.cmd.Wait()
+		if m.process != nil {
+			m.process.Kill()
+			m.process.Wait()
 		}
 		return nil, errors.Join(err, undo.Run())
 	}
@@ -185,16 +183,8 @@ func (m *machine) start(host Host, fds []*os.File) error {
 	}
 	defer exe.Close()
 	uid, gid := jailer.Identity(uint32(time.Now().UnixNano() >> 10))
-	cmd, release, err := jailer.Command(jailer.Config{Exe: exe, Env: vmmEnv, UID: uid, GID: gid, Files: fds, Stderr: os.Stderr}, &m.pidfd)
-	if err != nil {
-		return err
-	}
-	defer release()
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start VMM: %w", err)
-	}
-	m.cmd = cmd
-	return nil
+	m.process, err = jailer.Start(jailer.Config{Exe: exe, Env: vmmEnv, UID: uid, GID: gid, Files: fds, Stderr: os.Stderr})
+	return err
 }
 
 // follow reads all that the VMM says until it is gone, then settles m.
@@ -203,14 +193,23 @@ func (m *machine) follow(p pipes) {
 	readers.Go(func() { io.Copy(m.console, p.console); p.console.Close() })
 	readers.Go(func() { relayLog(m.log, p.log); p.log.Close() })
 	readers.Go(m.readControl)
-	m.died = m.cmd.Wait()
+	m.died = m.reap()
 	readers.Wait()
 	m.control.Close()
 	m.broker.Close()
-	if m.pidfd >= 0 {
-		unix.Close(m.pidfd)
-	}
 	close(m.done)
+}
+
+// reap waits for the process. The error is how it ended, if not well.
+func (m *machine) reap() error {
+	st, err := m.process.Wait()
+	if m.process.PidFD >= 0 {
+		unix.Close(m.process.PidFD)
+	}
+	if err == nil && !st.Success() {
+		err = errors.New(st.String())
+	}
+	return err
 }
 
 // readControl takes replies and events until the socket ends.
@@ -285,6 +284,6 @@ func (m *machine) kill() {
 		return
 	case <-time.After(stopGrace):
 	}
-	m.cmd.Process.Kill()
+	m.process.Kill()
 	<-m.done
 }

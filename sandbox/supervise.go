@@ -127,7 +127,7 @@ func (v *supervisor) run(ready func()) (outcome Outcome) {
 		return v.explain(err)
 	}
 	v.state.move(Running)
-	v.state.VMM, v.state.Steps = m.cmd.Process.Pid, v.steps()
+	v.state.VMM, v.state.Steps = m.process.Pid, v.steps()
 	if err := v.sb.writeState(v.state); err != nil {
 		return hostError(err)
 	}

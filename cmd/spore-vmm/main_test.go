@@ -15,7 +15,6 @@ import (
 
 	"spore/internal/testenv"
 	"spore/internal/wire"
-	"spore/jailer"
 	"spore/vmm/api"
 )
 
@@ -107,35 +106,10 @@ func inherit(t *testing.T, guest []byte) (cfg api.Config, files []*os.File, conf
 }
 
 // start runs the binary, in a jail or not, with a configuration, and returns a function that reads the next event.
-func start(t *testing.T, jailed bool, guest []byte) (cmd *exec.Cmd, stderr *bytes.Buffer, control *os.File, event func() api.Event) {
+func start(t *testing.T, jailed bool, guest []byte) (cmd *vmmProcess, stderr said, control *os.File, event func() api.Event) {
 	t.Helper()
-	path := binary(t)
 	cfg, files, config, control, _ := inherit(t, guest)
-	if jailed {
-		testenv.Require(t, testenv.Root)
-		exe, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer exe.Close()
-		var pidfd int
-		uid, gid := jailer.Identity(1)
-		c, release, err := jailer.Command(jailer.Config{Exe: exe, UID: uid, GID: gid, Files: files}, &pidfd)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer release()
-		cmd = c
-	} else {
-		cmd = exec.Command(path, "-unjailed")
-		cmd.ExtraFiles = files
-	}
-	stderr = &bytes.Buffer{}
-	cmd.Stderr = stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	cmd, stderr = launch(t, jailed, files)
 	for _, f := range files {
 		f.Close()
 	}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// bootMemory is the guest's memory in the boot runs, in bytes.
+const bootMemory = 128 << 20
+
+// measureBoot times process start → agent ready, interleaved, and reads the processes' memory meanwhile.
+func measureBoot(s settings, r *results) error {
+	boot := files{vmm: s.ours.vmm, kernel: s.ours.kernel, initramfs: s.ours.initramfs}
+	var spore, qemuTuned, qemuCloud, rss, qemuRSS []float64
+	for i := range s.boots + 1 {
+		ms, err := timed(func() (machine, error) { return startSpore(boot, bootMemory, false) }, func(m machine) { rss = append(rss, besideRAM(m.pid())) })
+		if err != nil {
+			return fmt.Errorf("spore: %w", err)
+		}
+		spore = append(spore, ms)
+		ms, err = timed(func() (machine, error) { return startQEMU(boot, bootMemory, tuned, cmdline) }, func(m machine) { qemuRSS = append(qemuRSS, besideRAM(m.pid())) })
+		if err != nil {
+			return fmt.Errorf("QEMU, tuned: %w", err)
+		}
+		qemuTuned = append(qemuTuned, ms)
+		if s.cloud.kernel != "" {
+			ms, err = timed(func() (machine, error) {
+				return startQEMU(s.cloud, bootMemory, plain, "console=ttyS0 quiet panic=-1 rdinit=/init")
+			}, nil)
+			if err != nil {
+				return fmt.Errorf("QEMU, Debian's cloud kernel: %w", err)
+			}
+			qemuCloud = append(qemuCloud, ms)
+		}
+		if i == 0 { // the first of each only fills the page cache
+			spore, qemuTuned, qemuCloud, rss, qemuRSS = nil, nil, nil, nil, nil
+		}
+	}
+	const where = "emulated host"
+	r.add("cold boot, process start to agent ready", where, "ms", spore, "QEMU microvm, Debian cloud kernel", qemuCloud, peerBar(qemuCloud, bar{ratio: 0.3}))
+	r.add("cold boot, same kernel and agent", where, "ms", spore, "QEMU microvm, tuned", qemuTuned, &bar{ratio: 0.5})
+	r.add("memory beside guest RAM", where, "MiB", rss, "QEMU microvm, tuned", qemuRSS, &bar{value: 5})
+	return nil
+}
+
+// peerBar is a bar only where there is a peer.
+func peerBar(peer []float64, b bar) *bar {
+	if len(peer) == 0 {
+		return nil
+	}
+	return &b
+}
+
+// besideRAM is the resident memory, in MiB, of all mappings of a process but those as large as guest RAM.
+func besideRAM(pid int) float64 {
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/smaps")
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	var sum, size int64
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 2 {
+			continue
+		}
+		n, _ := strconv.ParseInt(fields[1], 10, 64)
+		switch fields[0] {
+		case "Size:":
+			size = n << 10
+		case "Rss:":
+			if size < bootMemory-4<<20 {
+				sum += n << 10
+			}
+		}
+	}
+	return float64(sum) / (1 << 20)
+}
+
+// flatReset is a bare-metal guest whose first instructions end the machine: mov al, 0xfe; out 0x64, al; hlt.
+var flatReset = []byte{0xb0, 0xfe, 0xe6, 0x64, 0xf4}
+
+// pvhExit is the same for QEMU, as an ELF file with a PVH entry note: mov al, 0; out 0xf4, al to isa-debug-exit.
+func pvhExit() []byte {
+	code := []byte{0xb0, 0x00, 0xe6, 0xf4, 0xf4}
+	return elf32PVH(code)
+}
+
+// measureOwn times process start → first guest instruction: the guest's first instruction ends the machine, so
+// the end is taken for it.
+func measureOwn(s settings, r *results) error {
+	flat, pvh := filepath.Join(s.scratch, "flat"), filepath.Join(s.scratch, "pvh.elf")
+	for path, b := range map[string][]byte{flat: flatReset, pvh: pvhExit()} {
+		if err := os.WriteFile(path, b, 0o644); err != nil {
+			return err
+		}
+	}
+	var spore, qemu []float64
+	for i := range s.boots + 1 {
+		began := time.Now()
+		m, err := startSpore(files{vmm: s.ours.vmm, kernel: flat}, bootMemory, true)
+		if err != nil {
+			return fmt.Errorf("spore: %w", err)
+		}
+		_, err = m.ended()
+		d := time.Since(began)
+		m.stop()
+		if err != nil {
+			return fmt.Errorf("spore: %w", err)
+		}
+		spore = append(spore, float64(d.Microseconds())/1e3)
+		args := append([]string{}, tuned...)
+		args = append(args, "-accel", "kvm", "-cpu", "host", "-m", "128", "-display", "none", "-kernel", pvh, "-device", "isa-debug-exit,iobase=0xf4,iosize=1")
+		began = time.Now()
+		out, err := exec.Command("qemu-system-x86_64", args...).CombinedOutput()
+		d = time.Since(began)
+		if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 1 {
+			return fmt.Errorf("QEMU: %v\n%s", err, out)
+		}
+		qemu = append(qemu, float64(d.Microseconds())/1e3)
+		if i == 0 {
+			spore, qemu = nil, nil
+		}
+	}
+	r.add("process start to first guest instruction", "emulated host", "ms", spore, "QEMU microvm, tuned", qemu, &bar{ratio: 0.1})
+	return nil
+}

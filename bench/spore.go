@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spore/agent"
+	"spore/internal/wire"
+	"spore/jailer"
+	"spore/sandbox/broker"
+	"spore/vmm/api"
+)
+
+// files are what every guest here boots from.
+type files struct {
+	vmm, kernel, initramfs string
+	image, writable        string // "" is none
+	scratch                string // a raw disk for fio, vdc; "" is none
+}
+
+// machine is a running guest of either kind.
+type machine interface {
+	// agentReady waits for the agent's call and returns the connection.
+	agentReady(ctx context.Context) (net.Conn, error)
+	dial(ctx context.Context, port uint32) (net.Conn, error)
+	pid() int
+	// stop ends the machine and waits for its process.
+	stop()
+}
+
+// sporeMachine is a jailed spore-vmm, launched as package sandbox does it.
+type sporeMachine struct {
+	process  *jailer.Process
+	control  *os.File
+	broker   *broker.Broker
+	listener net.Listener
+}
+
+// openAll opens what the guest boots from and its disks.
+func openAll(c *api.Config, f files, test bool, open func(string, int) (api.File, error)) error {
+	var errs []error
+	must := func(path string, flags int) api.File {
+		g, err := open(path, flags)
+		errs = append(errs, err)
+		return g
+	}
+	c.KVM = must("/dev/kvm", os.O_RDWR)
+	c.Boot.Kernel = must(f.kernel, os.O_RDONLY)
+	if !test {
+		c.Boot.Initrd = must(f.initramfs, os.O_RDONLY)
+	}
+	if f.image != "" {
+		c.Disks = append(c.Disks, api.Disk{File: must(f.image, os.O_RDONLY), ReadOnly: true, ID: "image"},
+			api.Disk{File: must(f.writable, os.O_RDWR), ID: "writable"})
+	}
+	if f.scratch != "" {
+		c.Disks = append(c.Disks, api.Disk{File: must(f.scratch, os.O_RDWR), ID: "scratch"})
+	}
+	return errors.Join(errs...)
+}
+
+// startSpore starts a machine with one vCPU. test is a flat bare-metal guest in place of the kernel.
+func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
+	var list []*os.File
+	defer func() {
+		for _, g := range list {
+			g.Close()
+		}
+	}()
+	add := func(g *os.File) api.File { list = append(list, g); return api.File(len(list) - 2) }
+	open := func(path string, flags int) (api.File, error) {
+		g, err := os.OpenFile(path, flags, 0)
+		if err != nil {
+			return 0, err
+		}
+		return add(g), nil
+	}
+	config, theirs, err := pair(unix.SOCK_STREAM)
+	if err != nil {
+		return nil, err
+	}
+	defer config.Close()
+	list = append(list, theirs)
+	m := &sporeMachine{}
+	c := api.Config{
+		Version: api.Version, ID: "bench", VCPUs: 1, Memory: memory, Log: api.NoFile, RNG: !test, Balloon: !test, Test: test,
+		Boot: api.Boot{Initrd: api.NoFile, Cmdline: cmdline}, Console: api.Console{Output: api.NoFile, Input: api.NoFile},
+	}
+	errs := []error{openAll(&c, f, test, open)}
+	control, theirs, err := pair(unix.SOCK_STREAM)
+	errs = append(errs, err)
+	m.control, c.Control = control, add(theirs)
+	sock, theirs, err := pair(unix.SOCK_SEQPACKET)
+	errs = append(errs, err)
+	c.Vsock = &api.Vsock{CID: 3, Broker: add(theirs)}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	m.broker = broker.New(sock)
+	if m.listener, err = m.broker.Listen(agent.ControlPort); err != nil {
+		return nil, err
+	}
+	exe, err := os.Open(f.vmm)
+	if err != nil {
+		return nil, err
+	}
+	defer exe.Close()
+	uid, gid := jailer.Identity(1)
+	m.process, err = jailer.Start(jailer.Config{Exe: exe, Env: []string{"GODEBUG=disablethp=1"}, UID: uid, GID: gid, Files: list, Stderr: os.Stderr})
+	if err != nil {
+		return nil, err
+	}
+	return m, wire.Write(config, c)
+}
+
+func (m *sporeMachine) agentReady(ctx context.Context) (net.Conn, error) {
+	defer context.AfterFunc(ctx, func() { m.listener.Close() })()
+	return m.listener.Accept()
+}
+
+func (m *sporeMachine) dial(ctx context.Context, port uint32) (net.Conn, error) {
+	return m.broker.Dial(ctx, port)
+}
+
+func (m *sporeMachine) pid() int { return m.process.Pid }
+
+func (m *sporeMachine) stop() {
+	m.control.Close()
+	m.process.Kill()
+	m.process.Wait()
+	m.broker.Close()
+}
+
+// ended waits until the machine says that it has ended, and why.
+func (m *sporeMachine) ended() (api.ExitReason, error) {
+	m.control.SetReadDeadline(time.Now().Add(runLimit))
+	for {
+		var msg api.Message
+		if err := wire.Read(m.control, &msg); err != nil {
+			return "", fmt.Errorf("wait for the machine's end: %w", err)
+		}
+		if msg.Event != nil && msg.Event.Kind == api.EventExit {
+			return msg.Event.Reason, nil
+		}
+	}
+}
+
+func pair(kind int) (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs"), nil
+}

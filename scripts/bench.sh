@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Measures Spore beside QEMU's microvm where guests run, and writes bench/results/latest.json. BENCH_FLAGS go to the
+# program, for example BENCH_FLAGS='-boots 5 -repeats 1' for a quick look.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/steps.sh
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/spore
+
+step "packages" scripts/setup.sh
+step "build" make --no-print-directory build
+prepare
+step "bench" go build -o bin/bench ./bench
+kernel=$(guest/kernel/build.sh)
+
+# an image with fio
+work=$cache/bench
+mkdir -p "$work"
+step "image" scripts/default-image.sh "$work/fio.tar" fio
+bin/spore image inspect bench:fio >/dev/null 2>&1 || bin/spore image import --quiet "tar:$work/fio.tar" bench:fio >/dev/null
+image=$(bin/spore image inspect bench:fio | sed -nE 's/^ *"path": "(.*)",$/\1/p' | head -n 1)
+
+# Debian's cloud kernel, as its package has it, with the modules that the agent needs
+cloud=$(scripts/cloud-kernel.sh "$work")
+
+where="bin/spore host run --"
+shared=$work/out
+if bin/spore doctor >/dev/null; then where=""; else shared=$(bin/spore host start && bin/spore host status --json | sed -nE 's/^ *"shared": "(.*)",?$/\1/p')/bench; fi
+mkdir -p "$shared"
+$where bash -c "truncate -s 128M /tmp/layer.ext4 && /sbin/mkfs.ext4 -q -F -m 0 -O ^has_journal /tmp/layer.ext4 && $PWD/bin/bench \
+    -bin '$PWD/bin' -out '$shared' -kernel '$kernel' -image '$image' -writable /tmp/layer.ext4 \
+    -cloud-kernel '$cloud/vmlinuz' -cloud-initramfs '$cloud/initramfs.cpio' ${BENCH_FLAGS:-}"
+mkdir -p bench/results/raw
+cp "$shared/latest.json" bench/results/latest.json
+cp "$shared/raw/latest.json" bench/results/raw/latest.json
