@@ -127,6 +127,9 @@ func (h *Host) launch(ctx context.Context, dir string, l launch) (*machine, *mon
 	// a busy machine each of them would wait. Threads inherit the priority. Not
 	// everybody may raise it, and it works without.
 	_ = unix.Setpriority(unix.PRIO_PROCESS, cmd.Process.Pid, priority)
+	// With autogroups, a process's priority counts only within its session
+	// (sched(7)), and the session's has to be raised as well.
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", cmd.Process.Pid), []byte(fmt.Sprint(priority)), 0)
 	m := &machine{process: cmd.Process, exited: make(chan struct{})}
 	go func() {
 		_ = cmd.Wait() // its log says why
