@@ -3,6 +3,7 @@ package guest
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,8 +24,12 @@ const workloads = "/sys/fs/cgroup/spore"
 // when they have used up theirs.
 const reserve = 8 << 20
 
-// setCgroup puts limits over everything that will run.
-func setCgroup(s agent.Setup) error {
+// makeCgroup makes the cgroup above all that will run. The agent's own mount of the hierarchy stays behind when
+// the root is switched; the guest's programs get another.
+func makeCgroup() error {
+	if err := unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, ""); err != nil {
+		return fmt.Errorf("mount cgroup2: %w", err)
+	}
 	const controllers = "+memory +pids +cpu"
 	if err := writeFile("/sys/fs/cgroup/cgroup.subtree_control", controllers); err != nil {
 		return err
@@ -32,9 +37,11 @@ func setCgroup(s agent.Setup) error {
 	if err := os.Mkdir(workloads, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	if err := writeFile(workloads+"/cgroup.subtree_control", controllers); err != nil {
-		return err
-	}
+	return writeFile(workloads+"/cgroup.subtree_control", controllers)
+}
+
+// setCgroup puts limits over everything that will run.
+func setCgroup(s agent.Setup) error {
 	available, _ := meminfo()
 	if limit := available - reserve; limit > 0 {
 		if err := writeFile(workloads+"/memory.max", strconv.FormatInt(limit, 10)); err != nil {

@@ -29,12 +29,14 @@ func Run() error {
 	if err := w.SendJSON(agent.FrameHello, hello()); err != nil {
 		return fmt.Errorf("greet host: %w", err)
 	}
+	// The host takes a moment to answer: do what needs no answer meanwhile.
+	prepared := prepare()
 	var s agent.Setup
 	if err := r.Expect(agent.FrameSetup, &s); err != nil {
 		return fmt.Errorf("wait for set-up: %w", err)
 	}
 	a := &server{setup: s, reaper: newReaper(), groups: groups{root: workloads}, off: off}
-	if err := a.setUp(); err != nil {
+	if err := errors.Join(prepared, a.setUp()); err != nil {
 		return errors.Join(err, w.SendJSON(agent.FrameReady, agent.Failure{Text: err.Error()}))
 	}
 	l, err := listen(agent.RequestPort)
@@ -76,6 +78,19 @@ func uptime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
+// prepare makes what is the same in every guest.
+func prepare() error {
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{{"cgroup", makeCgroup}, {"loopback", loopbackUp}, {"limits", setLimits}} {
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	return nil
+}
+
 // setUp makes the guest what the host wants it to be.
 func (a *server) setUp() error {
 	for _, step := range []struct {
@@ -86,9 +101,7 @@ func (a *server) setUp() error {
 		{"entropy", func(s agent.Setup) error { return addEntropy(s.Entropy) }},
 		{"root", a.mountRoot},
 		{"hostname", setHostname},
-		{"loopback", func(agent.Setup) error { return loopbackUp() }},
 		{"cgroup", setCgroup},
-		{"limits", func(agent.Setup) error { return setLimits() }},
 	} {
 		if err := step.do(a.setup); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
