@@ -1,7 +1,7 @@
 # Spore. `make run` and `make test` set up all they need; the other targets are their parts.
 .DEFAULT_GOAL := build
 export CGO_ENABLED := 0
-export GOFLAGS := -trimpath
+export GOFLAGS := -trimpath -buildvcs=false
 CMD ?= uname -a
 FUZZTIME ?= 10s
 BENCH ?= .
