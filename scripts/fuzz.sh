@@ -7,7 +7,7 @@ found=0
 while IFS=: read -r file target; do
     found=$((found + 1))
     echo "== ./$(dirname "$file") $target"
-    go test "./$(dirname "$file")" -run '^$' -fuzz "^$target\$" -fuzztime "$time"
+    go test "./$(dirname "$file")" -run '^$' -fuzz "^$target\$" -fuzztime "$time" -fuzzminimizetime 10x
 done < <(grep -rhoHE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sed -E 's|^\./||; s/func //' | sort)
 [ "$found" -gt 0 ] || { echo "no fuzz target found" >&2; exit 1; }
 echo "$found fuzz targets, no crash"
