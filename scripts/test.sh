@@ -53,8 +53,8 @@ fresh_host() {
 # timeout, 125 of the host) says nothing about the package: it gets a new one, once, and says so.
 try() {
     local p=$1 status=0
-    (cd "$p" && in_guest_host timeout -k 10 1200 env REQUIRE=kvm,root,cgroup2,guest SPORE_BIN="$root/bin" \
-        "$root/bin/test/${p//\//-}.test" -test.timeout 19m) || status=$?
+    (cd "$p" && in_guest_host timeout -k 10 2400 env REQUIRE=kvm,root,cgroup2,guest SPORE_BIN="$root/bin" \
+        "$root/bin/test/${p//\//-}.test" -test.timeout 39m) || status=$?
     return "$status"
 }
 export -f try in_guest_host
@@ -65,13 +65,13 @@ for p in $guest_packages; do
     start=$(now)
     echo "== ./$p, where guests run"
     status=0
-    limited 1300 bash -c "try $p" || status=$?
+    limited 2500 bash -c "try $p" || status=$?
     case $status in
     0) ;;
     124 | 125 | 137)
         echo "spore: the emulated host stopped answering (status $status): ./$p once more on a new one" >&2
         fresh_host
-        limited 1300 bash -c "try $p"
+        limited 2500 bash -c "try $p"
         ;;
     *) exit "$status" ;;
     esac

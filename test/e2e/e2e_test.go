@@ -25,7 +25,7 @@ const (
 )
 
 // commandLimit ends any command of a test: far more than it needs on a slow, loaded machine.
-const commandLimit = 10 * time.Minute
+const commandLimit = 20 * time.Minute
 
 // guests is the need for a machine that runs Linux guests, and for the built binaries.
 var guests = testenv.Need{Name: "guest", Probe: func() error {
