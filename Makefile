@@ -44,7 +44,7 @@ testbed: build ## run CMD on the emulated host, in this directory
 	@bin/spore host run -- sh -c '$(subst ','\'',$(CMD))'
 
 lint: ## vet, and the rules over the source tree
-	go vet ./... && go test ./internal/archtest
+	CGO_ENABLED=1 go vet ./... && go test ./internal/archtest
 
 generate: ## compile the system-call policy with libseccomp
 	CGO_ENABLED=1 go generate ./vmm/policy
