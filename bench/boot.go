@@ -18,13 +18,20 @@ const bootMemory = 128 << 20
 func measureBoot(s settings, r *results) error {
 	boot := files{vmm: s.ours.vmm, kernel: s.ours.kernel, initramfs: s.ours.initramfs}
 	var spore, qemuTuned, qemuCloud, rss, qemuRSS []float64
+	exits, qemuExits := map[string][]float64{}, map[string][]float64{}
 	for i := range s.boots + 1 {
-		ms, err := timed(func() (machine, error) { return startSpore(boot, bootMemory, false) }, func(m machine) { rss = append(rss, besideRAM(m.pid())) })
+		ms, err := timed(func() (machine, error) { return startSpore(boot, bootMemory, false) }, func(m machine) {
+			rss = append(rss, besideRAM(m.pid()))
+			counts(m.pid(), exits)
+		})
 		if err != nil {
 			return fmt.Errorf("spore: %w", err)
 		}
 		spore = append(spore, ms)
-		ms, err = timed(func() (machine, error) { return startQEMU(boot, bootMemory, tuned, cmdline) }, func(m machine) { qemuRSS = append(qemuRSS, besideRAM(m.pid())) })
+		ms, err = timed(func() (machine, error) { return startQEMU(boot, bootMemory, tuned, cmdline) }, func(m machine) {
+			qemuRSS = append(qemuRSS, besideRAM(m.pid()))
+			counts(m.pid(), qemuExits)
+		})
 		if err != nil {
 			return fmt.Errorf("QEMU, tuned: %w", err)
 		}
@@ -39,6 +46,8 @@ func measureBoot(s settings, r *results) error {
 			qemuCloud = append(qemuCloud, ms)
 		}
 		if i == 0 { // the first of each only fills the page cache
+			clear(exits)
+			clear(qemuExits)
 			spore, qemuTuned, qemuCloud, rss, qemuRSS = nil, nil, nil, nil, nil
 		}
 	}
@@ -46,6 +55,11 @@ func measureBoot(s settings, r *results) error {
 	r.add("cold boot, process start to agent ready", where, "ms", spore, "QEMU microvm, Debian cloud kernel", qemuCloud, peerBar(qemuCloud, bar{ratio: 0.3}))
 	r.add("cold boot, same kernel and agent", where, "ms", spore, "QEMU microvm, tuned", qemuTuned, &bar{ratio: 0.5})
 	r.add("memory beside guest RAM", where, "MiB", rss, "QEMU microvm, tuned", qemuRSS, &bar{value: 5})
+	for _, c := range kvmCounters {
+		if len(exits[c.file]) > 0 {
+			r.add(c.name, where, "", exits[c.file], "QEMU microvm, tuned", qemuExits[c.file], nil)
+		}
+	}
 	return nil
 }
 

@@ -187,21 +187,29 @@ func testShared(t *testing.T, h *Host) {
 	}
 }
 
-// testRevealed runs in a directory and a program that lie below /tmp.
+// testRevealed names what lies below /tmp outside: as the directory, the program, an argument and in the environment.
 func testRevealed(t *testing.T, h *Host) {
-	dir, err := os.MkdirTemp("/tmp", "emuhost-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	program := filepath.Join(dir, "program")
-	if err := os.WriteFile(program, []byte("#!/bin/sh\npwd\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	var out bytes.Buffer
-	code, err := h.Run(t.Context(), Command{Args: []string{program}, Dir: dir, Stdout: &out})
-	if code != 0 || err != nil || out.String() != dir+"\n" {
-		t.Errorf("code %d, %v, %q", code, err, out.String())
+	for name, command := range map[string]func(program string) Command{
+		"directory":   func(p string) Command { return Command{Args: []string{"./program"}, Dir: filepath.Dir(p)} },
+		"program":     func(p string) Command { return Command{Args: []string{p}, Dir: "/"} },
+		"argument":    func(p string) Command { return Command{Args: []string{"env", p}, Dir: "/"} },
+		"environment": func(p string) Command { return Command{Args: []string{"sh", "-c", "$P"}, Env: []string{"P=" + p}, Dir: "/"} },
+	} {
+		dir, err := os.MkdirTemp("/tmp", "emuhost-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		program := filepath.Join(dir, "program")
+		if err := os.WriteFile(program, []byte("#!/bin/sh\necho here\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		c := command(program)
+		c.Stdout = &out
+		if code, err := h.Run(t.Context(), c); code != 0 || err != nil || out.String() != "here\n" {
+			t.Errorf("%s: code %d, %v, %q", name, code, err, out.String())
+		}
 	}
 }
 

@@ -200,22 +200,37 @@ func (h *host) refresh() {
 	}
 }
 
-// reveal makes a directory of the outer machine that is hidden inside by a
-// fresh file system (/tmp, /run) visible read-only at its own path.
-func (h *host) reveal(dir string) {
+// reveal makes what the outer machine has at path, which a fresh file system (/tmp, /run) hides inside, visible
+// read-only: with all of the directory below that file system that it is in.
+func (h *host) reveal(path string) {
+	if !filepath.IsAbs(path) || strings.HasPrefix(path, outerRoot) {
+		return
+	}
+	path = filepath.Clean(path)
+	st, err := os.Stat(outerRoot + path)
+	if err != nil {
+		return
+	}
+	if st.IsDir() {
+		path += "/"
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !filepath.IsAbs(dir) || strings.HasPrefix(dir, outerRoot) {
+	for end := 1; end < len(path); {
+		next := strings.IndexByte(path[end:], '/')
+		if next < 0 {
+			return // a file in a directory that is there
+		}
+		end += next
+		dir := path[:end]
+		end++
+		if _, err := os.Stat(dir); err == nil {
+			continue
+		}
+		if err := mountBelow("/", mount{outerRoot + dir, dir, "", unix.MS_BIND, ""}); err != nil {
+			h.log.Warn("reveal directory", "dir", dir, "err", err)
+		}
 		return
-	}
-	if _, err := os.Stat(dir); err == nil {
-		return
-	}
-	if st, err := os.Stat(outerRoot + dir); err != nil || !st.IsDir() {
-		return
-	}
-	if err := mountBelow("/", mount{outerRoot + dir, dir, "", unix.MS_BIND, ""}); err != nil {
-		h.log.Warn("reveal directory", "dir", dir, "err", err)
 	}
 }
 
@@ -226,7 +241,13 @@ func (h *host) prepare(req *frame.Start) {
 	}
 	h.refresh()
 	h.reveal(req.Dir)
-	if len(req.Args) > 0 && strings.Contains(req.Args[0], "/") {
-		h.reveal(filepath.Dir(req.Args[0]))
+	for _, arg := range req.Args {
+		_, value, _ := strings.Cut(arg, "=")
+		h.reveal(arg)
+		h.reveal(value)
+	}
+	for _, variable := range req.Env {
+		_, value, _ := strings.Cut(variable, "=")
+		h.reveal(value)
 	}
 }
