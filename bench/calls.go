@@ -155,7 +155,7 @@ func fioOnce(s settings, name string, start func(files) (machine, error), to [][
 		return err
 	}
 	defer g.close()
-	device, err := g.exec(nil, "sh", "-c", "m=$(cat /sys/block/vdc/dev); mknod /root/disk b ${m%:*} ${m#*:} && echo -n /root/disk")
+	device, err := g.exec(nil, "sh", "-c", "m=$(cat /sys/block/vdc/dev); mknod /dev/disk b ${m%:*} ${m#*:} && echo -n /dev/disk")
 	if err != nil {
 		return err
 	}

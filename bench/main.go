@@ -15,7 +15,7 @@ import (
 )
 
 // runLimit ends any single run.
-const runLimit = 2 * time.Minute
+const runLimit = time.Minute
 
 // cmdline is the kernel command line of Spore's guests, and of QEMU's with the same kernel.
 var cmdline = guest.Cmdline()

@@ -27,7 +27,7 @@ type qemuMachine struct {
 var nextCID atomic.Uint32
 
 // tuned is QEMU's microvm with everything off that a guest of ours does not need: the fastest start we found.
-var tuned = []string{"-M", "microvm,x-option-roms=off,pit=off,pic=off,isa-serial=off,rtc=off,acpi=off,auto-kernel-cmdline=on", "-no-user-config", "-nodefaults"}
+var tuned = []string{"-M", "microvm,x-option-roms=off,pit=off,pic=off,isa-serial=off,rtc=off", "-no-user-config", "-nodefaults"}
 
 // plain is what a user would write.
 var plain = []string{"-M", "microvm", "-nodefaults", "-serial", "file:/dev/null"}

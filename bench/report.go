@@ -91,7 +91,9 @@ func (r *results) add(measure, where, unit string, spore []float64, peer string,
 	r.samples[measure+" / spore"] = spore
 	if len(theirs) > 0 {
 		w.PeerP50, w.PeerP99 = quantile(theirs, 0.5), quantile(theirs, 0.99)
-		w.Ratio = w.SporeP50 / w.PeerP50
+		if w.PeerP50 != 0 {
+			w.Ratio = w.SporeP50 / w.PeerP50
+		}
 		r.samples[measure+" / "+peer] = theirs
 	}
 	if b != nil && len(spore) > 0 {

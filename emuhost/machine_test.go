@@ -190,10 +190,12 @@ func testShared(t *testing.T, h *Host) {
 // testRevealed names what lies below /tmp outside: as the directory, the program, an argument and in the environment.
 func testRevealed(t *testing.T, h *Host) {
 	for name, command := range map[string]func(program string) Command{
-		"directory":   func(p string) Command { return Command{Args: []string{"./program"}, Dir: filepath.Dir(p)} },
-		"program":     func(p string) Command { return Command{Args: []string{p}, Dir: "/"} },
-		"argument":    func(p string) Command { return Command{Args: []string{"env", p}, Dir: "/"} },
-		"environment": func(p string) Command { return Command{Args: []string{"sh", "-c", "$P"}, Env: []string{"P=" + p}, Dir: "/"} },
+		"directory": func(p string) Command { return Command{Args: []string{"./program"}, Dir: filepath.Dir(p)} },
+		"program":   func(p string) Command { return Command{Args: []string{p}, Dir: "/"} },
+		"argument":  func(p string) Command { return Command{Args: []string{"env", p}, Dir: "/"} },
+		"environment": func(p string) Command {
+			return Command{Args: []string{"sh", "-c", "$P"}, Env: []string{"P=" + p, "PATH=/usr/bin:/bin"}, Dir: "/"}
+		},
 	} {
 		dir, err := os.MkdirTemp("/tmp", "emuhost-")
 		if err != nil {

@@ -34,11 +34,8 @@ const (
 
 	// kernelCommandLine: no mitigations, for there is nothing to leak between
 	// emulated threads; the emulated TSC is the outer machine's, hence
-	// reliable, and KVM needs it as the clock source. Timers are as fine as the
-	// tick: with high-resolution ones a guest that arms its timer again and
-	// again can keep both processors in the timer's interrupt for good, which
-	// was seen as a machine that stops answering at full load.
-	kernelCommandLine = "console=ttyS0 quiet loglevel=3 mitigations=off tsc=reliable clocksource=tsc highres=off " +
+	// reliable, and KVM needs it as the clock source.
+	kernelCommandLine = "console=ttyS0 quiet loglevel=3 mitigations=off tsc=reliable clocksource=tsc " +
 		"nowatchdog panic=-1 audit=0 lsm=landlock,yama psi=1 cgroup_no_v1=all i8042.noaux i8042.nokbd " +
 		"no_timer_check random.trust_cpu=on cryptomgr.notests clearcpuid=rep_good"
 )

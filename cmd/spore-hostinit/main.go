@@ -47,6 +47,9 @@ func run() error {
 	if err := settle(log); err != nil {
 		return err
 	}
+	if err := holdVM(); err != nil {
+		log.Warn("the emulated host may stop answering", "err", err)
+	}
 	server, err := os.StartProcess("/init", []string{"spore-hostinit", "serve"}, &os.ProcAttr{
 		// Memory is cheaper here than the emulated processor's time.
 		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "GOGC=800"},

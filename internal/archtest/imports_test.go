@@ -15,7 +15,7 @@ var mayImport = map[string][]string{
 	"cmd/spore":             {"sandbox", "sandbox/...", "rootfs", "emuhost", "emuhost/...", "doctor", "guest", "agent", "internal/..."},
 	"cmd/spore-vmm":         {"jailer", "jailer/seccomp", "vmm", "vmm/...", "internal/wire", "internal/timing"},
 	"cmd/spore-agent":       {"agent", "agent/..."},
-	"cmd/spore-hostinit":    {"emuhost/..."},
+	"cmd/spore-hostinit":    {"emuhost/...", "kvm"},
 	"sandbox/...":           {"sandbox/...", "rootfs", "jailer", "vmm/api", "agent", "guest", "internal/..."},
 	"jailer/...":            {"jailer/..."},
 	"vmm":                   {"vmm/...", "virtio", "virtio/...", "guestmem", "kvm", "jailer/seccomp", "internal/..."},
