@@ -122,7 +122,7 @@ func measureOwn(s settings, r *results) error {
 		if err != nil {
 			return fmt.Errorf("spore: %w", err)
 		}
-		_, err = m.ended()
+		_, err = m.ended(runLimit)
 		d := time.Since(began)
 		m.stop()
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,17 +22,20 @@ const workMemory = 512 << 20
 // ready is a guest that carries out requests.
 type ready struct {
 	machine
-	ctx    context.Context // of the whole measurement
-	cancel context.CancelFunc
+	control net.Conn        // stays open as long as the guest is used
+	console string          // what the guest's kernel says at its end
+	ctx     context.Context // of the whole measurement
+	cancel  context.CancelFunc
 }
 
 // workLimit ends a measurement in one guest.
-const workLimit = 10 * time.Minute
+const workLimit = 3 * time.Minute
 
 // bring starts a guest with the image, a copy of the writable layer and a scratch disk, and sets it up.
 func bring(s settings, name string, start func(files) (machine, error)) (*ready, error) {
 	f := s.ours
 	f.writable, f.scratch = filepath.Join(s.scratch, name+".ext4"), filepath.Join(s.scratch, name+".disk")
+	f.console = filepath.Join(s.scratch, name+".console")
 	if err := copyFile(f.writable, s.ours.writable); err != nil {
 		return nil, err
 	}
@@ -52,11 +56,19 @@ func bring(s settings, name string, start func(files) (machine, error)) (*ready,
 		m.stop()
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	return &ready{m, ctx, cancel}, nil
+	return &ready{m, conn, f.console, ctx, cancel}, nil
+}
+
+// explain adds the guest's last words to an error.
+func (g *ready) explain(err error) error {
+	end, endErr := g.ended(2 * time.Second)
+	b, _ := os.ReadFile(g.console)
+	return fmt.Errorf("%w (the machine: %s %w)\n%s", err, end, endErr, b[max(0, len(b)-4096):])
 }
 
 func (g *ready) close() {
 	g.cancel()
+	g.control.Close()
 	g.stop()
 }
 
@@ -160,10 +172,11 @@ func fioOnce(s settings, name string, start func(files) (machine, error), to [][
 		return err
 	}
 	for i, j := range jobs {
+		fmt.Fprintf(os.Stderr, "bench: %s: %s\n", name, j.name)
 		out, err := g.exec(nil, "fio", "--output-format=json", "--name=job", "--filename="+string(device), "--direct=1", "--ioengine=libaio",
 			"--rw="+j.rw, "--bs="+j.size, fmt.Sprintf("--iodepth=%d", j.depth), "--runtime=3", "--time_based", "--ramp_time=1")
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%s: %w", name, g.explain(err))
 		}
 		var result struct {
 			Jobs []map[string]json.RawMessage `json:"jobs"`
@@ -190,7 +203,7 @@ func fioOnce(s settings, name string, start func(files) (machine, error), to [][
 
 // Amounts of the vsock and exec measurements.
 const (
-	streamBytes = 64 << 20
+	streamBytes = 16 << 20
 	pings       = 200
 	execs       = 30
 )
@@ -206,10 +219,12 @@ func measureCalls(s settings, r *results) error {
 		if err != nil {
 			return err
 		}
-		figures[kind.name], err = calls(g)
+		if figures[kind.name], err = calls(g); err != nil {
+			err = fmt.Errorf("%s: %w", kind.name, g.explain(err))
+		}
 		g.close()
 		if err != nil {
-			return fmt.Errorf("%s: %w", kind.name, err)
+			return err
 		}
 	}
 	for _, m := range []struct{ name, unit string }{

@@ -30,8 +30,19 @@ func counts(pid int, samples map[string][]float64) {
 			return
 		}
 	}
-	dirs, err := filepath.Glob(fmt.Sprintf("%s/kvm/%d-*", debug, pid))
-	if err != nil || len(dirs) != 1 {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return
+	}
+	var dirs []string // named after the thread that made the VM
+	for _, t := range tasks {
+		found, err := filepath.Glob(debug + "/kvm/" + t.Name() + "-*")
+		if err != nil {
+			return
+		}
+		dirs = append(dirs, found...)
+	}
+	if len(dirs) != 1 {
 		return
 	}
 	for _, c := range kvmCounters {

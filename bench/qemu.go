@@ -49,6 +49,9 @@ func startQEMU(f files, memory int64, machineArgs []string, kernelArgs string) (
 	args = append(args, "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", fmt.Sprint(memory>>20), "-display", "none", "-no-reboot",
 		"-kernel", f.kernel, "-initrd", f.initramfs, "-append", kernelArgs,
 		"-device", fmt.Sprintf("vhost-vsock-device,guest-cid=%d", m.cid))
+	if f.console != "" {
+		args = append(args, "-device", "virtio-serial-device", "-chardev", "file,id=console,path="+f.console, "-device", "virtconsole,chardev=console")
+	}
 	for i, d := range []struct {
 		path, options string
 	}{{f.image, ",readonly=on"}, {f.writable, ""}, {f.scratch, ""}} {
@@ -100,6 +103,18 @@ func (m *qemuMachine) dial(_ context.Context, port uint32) (net.Conn, error) {
 		return nil, err
 	}
 	return vsockConn{os.NewFile(uintptr(fd), "vsock")}, nil
+}
+
+// ended waits for QEMU's end; what it has said so far tells why.
+func (m *qemuMachine) ended(limit time.Duration) (string, error) {
+	p, err := os.FindProcess(m.pid())
+	if err != nil {
+		return "", err
+	}
+	timer := time.AfterFunc(limit, func() { p.Kill() })
+	defer timer.Stop()
+	m.cmd.Wait()
+	return m.cmd.ProcessState.String() + "\n" + m.log.String(), nil
 }
 
 func (m *qemuMachine) pid() int { return m.cmd.Process.Pid }

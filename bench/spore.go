@@ -22,6 +22,7 @@ type files struct {
 	vmm, kernel, initramfs string
 	image, writable        string // "" is none
 	scratch                string // a raw disk for fio, vdc; "" is none
+	console                string // where the guest's console goes; "" is nowhere
 }
 
 // machine is a running guest of either kind.
@@ -30,6 +31,8 @@ type machine interface {
 	agentReady(ctx context.Context) (net.Conn, error)
 	dial(ctx context.Context, port uint32) (net.Conn, error)
 	pid() int
+	// ended waits, that long at most, for a machine that ends by itself, and says why it did.
+	ended(limit time.Duration) (string, error)
 	// stop ends the machine and waits for its process.
 	stop()
 }
@@ -93,6 +96,11 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 		Boot: api.Boot{Initrd: api.NoFile, Cmdline: cmdline}, Console: api.Console{Output: api.NoFile, Input: api.NoFile},
 	}
 	errs := []error{openAll(&c, f, test, open)}
+	if f.console != "" {
+		g, err := os.Create(f.console)
+		errs = append(errs, err)
+		c.Console.Output = add(g)
+	}
 	control, theirs, err := pair(unix.SOCK_STREAM)
 	errs = append(errs, err)
 	m.control, c.Control = control, add(theirs)
@@ -138,15 +146,15 @@ func (m *sporeMachine) stop() {
 }
 
 // ended waits until the machine says that it has ended, and why.
-func (m *sporeMachine) ended() (api.ExitReason, error) {
-	m.control.SetReadDeadline(time.Now().Add(runLimit))
+func (m *sporeMachine) ended(limit time.Duration) (string, error) {
+	m.control.SetReadDeadline(time.Now().Add(limit))
 	for {
 		var msg api.Message
 		if err := wire.Read(m.control, &msg); err != nil {
 			return "", fmt.Errorf("wait for the machine's end: %w", err)
 		}
 		if msg.Event != nil && msg.Event.Kind == api.EventExit {
-			return msg.Event.Reason, nil
+			return fmt.Sprintf("%s: %s", msg.Event.Reason, msg.Event.Detail), nil
 		}
 	}
 }

@@ -109,6 +109,9 @@ func (h *Host) launch(ctx context.Context, dir string, l launch) (*machine, *mon
 	if err != nil {
 		return nil, nil, missingProgram(qemuProgram, qemuPackage)
 	}
+	for _, name := range []string{qemuLog, consoleLog} { // why the last machine ended, for whoever asks
+		_ = os.Rename(filepath.Join(dir, name), filepath.Join(dir, name+".previous"))
+	}
 	log, err := os.OpenFile(filepath.Join(dir, qemuLog), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, nil, fmt.Errorf("create QEMU log: %w", err)

@@ -18,6 +18,8 @@ const (
 	// guest works on the first while the device works on the rest.
 	batchOps   = 16
 	batchBytes = 256 << 10
+	// shareBytes is from what size on requests are worth more than one processor, when there are several.
+	shareBytes = 128 << 10
 	// alignment is the offset and length of a write that the page cache takes without reading first.
 	alignment = 4096
 )
@@ -182,7 +184,7 @@ func (s *server) handle(r *request) {
 		s.d.limit.take(r.left)
 	}
 	n := r.left
-	if !s.slow(r) {
+	if !s.slow(r) && !(n >= shareBytes && s.more()) {
 		status, again := s.d.execute(r, s.g, true)
 		if !again {
 			s.finish(r, status, false)
@@ -209,6 +211,13 @@ func (s *server) slow(r *request) bool {
 		return s.g.features&featureFlush == 0 || (uint64(r.offset)|r.left)%alignment != 0
 	}
 	return true
+}
+
+// more reports whether the driver has made another chain available already.
+func (s *server) more() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.q.Pending()
 }
 
 // dispatch gives r to a worker unless it holds the last request.

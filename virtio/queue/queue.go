@@ -123,6 +123,11 @@ func must[T any](v T, err error) T {
 	return v
 }
 
+// Pending reports whether the driver has made a chain available that Pop has not taken.
+func (q *Queue) Pending() bool {
+	return must(q.mem.LoadUint16(q.state.Avail+2)) != q.state.NextAvail
+}
+
 // Pop returns the next available chain, or nil when there is none. A malformed chain is returned with
 // ErrChain and must still be pushed. An available entry that names no descriptor is passed over. After ErrRing
 // the queue is of no more use.
