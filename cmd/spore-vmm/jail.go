@@ -1,8 +1,6 @@
 package main
 
 import (
-	"runtime/debug"
-
 	"spore/jailer"
 	"spore/jailer/seccomp"
 	"spore/vmm/policy"
@@ -14,8 +12,4 @@ import (
 // enterJail takes the number of files after the configuration's descriptor.
 func enterJail(files int) error { return jailer.Enter(1 + files) }
 
-// installFilter first lets the runtime do what it does late and would be killed for afterwards.
-func installFilter() error {
-	debug.FreeOSMemory() // start-up garbage; also starts the collector's workers
-	return seccomp.Install(policy.Program)
-}
+func installFilter() error { return seccomp.Install(policy.Program) }

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"spore/internal/timing"
@@ -85,6 +86,7 @@ func serve(cfg api.Config, files []*os.File, server *control.Server, log *slog.L
 	if err := m.Resume(ctx); err != nil {
 		return err
 	}
+	go debug.FreeOSMemory() // the start's garbage, now that the guest does not wait for it
 	exit, err := m.Wait(ctx)
 	if err != nil {
 		return err
