@@ -119,12 +119,15 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 		return nil, err
 	}
 	defer exe.Close()
+	if err := wire.Write(config, c); err != nil {
+		return nil, err
+	}
 	uid, gid := jailer.Identity(1)
 	m.process, err = jailer.Start(jailer.Config{Exe: exe, Env: []string{"GODEBUG=disablethp=1"}, UID: uid, GID: gid, Files: list, Stderr: os.Stderr})
 	if err != nil {
 		return nil, err
 	}
-	return m, wire.Write(config, c)
+	return m, nil
 }
 
 func (m *sporeMachine) agentReady(ctx context.Context) (net.Conn, error) {

@@ -1,19 +1,18 @@
 package jailer
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// exeFloor is above every descriptor that the child is given, so that moving those into place cannot
-// overwrite the executable's.
-const exeFloor = FirstFile + MaxFiles + 1
-
 // cloneflags are the namespaces the process is born into. There is no moment at which it runs outside them.
-const cloneflags = unix.CLONE_NEWUSER | // one mapped id: root inside, nobody outside, until Enter drops that too
+const cloneflags = unix.CLONE_NEWUSER | // one mapped id: root inside, nobody outside, until the plan drops that too
 	unix.CLONE_NEWNS | // its own mounts, soon just an empty root
 	unix.CLONE_NEWPID | // sees and signals only itself; its death kills whatever it could have left
 	unix.CLONE_NEWNET | // no interface, not even a loopback that is up
@@ -24,20 +23,16 @@ const cloneflags = unix.CLONE_NEWUSER | // one mapped id: root inside, nobody ou
 // Process is a process in its jail.
 type Process struct {
 	*os.Process
-	PidFD int // for signals and waits without a race; -1 where the kernel has none. The caller closes it
+	PidFD int // for signals and waits without a race. The caller closes it
 }
 
-// Start is the parent's half: it starts a process that is born in its namespaces with one mapped id and
-// exactly the descriptors of cfg. The caller waits for it.
-func Start(cfg Config) (*Process, error) {
+// Start makes a process that is born in its namespaces, with one mapped id and exactly the descriptors of cfg, and puts
+// it into its jail before the first instruction of its program. The caller waits for it. An error names the call that
+// failed; nothing is left then.
+func Start(cfg Config) (_ *Process, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	exe, err := unix.FcntlInt(cfg.Exe.Fd(), unix.F_DUPFD_CLOEXEC, exeFloor)
-	if err != nil {
-		return nil, fmt.Errorf("move executable out of the way: %w", os.NewSyscallError("fcntl", err))
-	}
-	defer unix.Close(exe)
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -47,29 +42,132 @@ func Start(cfg Config) (*Process, error) {
 	if stderr == nil {
 		stderr = null
 	}
-	p := &Process{PidFD: -1}
-	// Run by descriptor: the mapped uid need not be able to reach the path, and it cannot be swapped in between.
-	// The descriptor is close-on-exec, so the process never holds its own binary (CVE-2019-5736).
-	path := fmt.Sprintf("/proc/self/fd/%d", exe)
-	p.Process, err = os.StartProcess(path, append([]string{"spore-vmm"}, cfg.Args...), &os.ProcAttr{
-		Dir:   "/",
-		Env:   append([]string{}, cfg.Env...),
-		Files: append([]*os.File{null, null, stderr}, cfg.Files...),
-		Sys: &syscall.SysProcAttr{
-			Cloneflags:                 cloneflags,
-			UidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(cfg.UID), Size: 1}},
-			GidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(cfg.GID), Size: 1}},
-			GidMappingsEnableSetgroups: false,
-			// Without it the process would be the overflow uid, without the capabilities Enter needs and drops.
-			Credential: &syscall.Credential{Uid: 0, Gid: 0, NoSetGroups: true},
-			Setsid:     true, // no controlling terminal to push input into
-			PidFD:      &p.PidFD,
-		},
-	})
+	files := append([]*os.File{null, null, stderr}, cfg.Files...)
+	failureOut, failureIn, err := os.Pipe()
 	if err != nil {
+		return nil, err
+	}
+	defer failureOut.Close()
+	defer failureIn.Close()
+	var sync [2]int // not os.Pipe: its ends do not block, and the child's must
+	if err := unix.Pipe2(sync[:], unix.O_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("pipe2", err)
+	}
+	defer func() { unix.Close(sync[0]); unix.Close(sync[1]) }()
+	own := copies{above: len(files) + 2}
+	defer own.close()
+	d := descriptors{sync: sync[0], syncIn: sync[1], failure: own.file(failureIn), exe: own.file(cfg.Exe)}
+	sources := make([]int, len(files))
+	for i, f := range files {
+		sources[i] = own.file(f)
+	}
+	if own.err != nil {
+		return nil, own.err
+	}
+	p, err := makePlan(sources, d, append([]string{"spore-vmm"}, cfg.Args...), cfg.Env)
+	if err != nil {
+		return nil, err
+	}
+	pid, pidFD, errno := clone(cloneflags, p, d.failure)
+	if errno != 0 {
+		return nil, fmt.Errorf("start jailed process: %w", os.NewSyscallError("clone3", errno))
+	}
+	own.close() // the child has its own; ours would keep the failure pipe open
+	failureIn.Close()
+	err = release(pid, cfg, sync[1])
+	if err == nil {
+		err = p.outcome(failureOut)
+	}
+	if err != nil {
+		reap(pid, pidFD)
 		return nil, fmt.Errorf("start jailed process: %w", err)
 	}
-	return p, nil
+	process, err := os.FindProcess(pid)
+	if err != nil {
+		reap(pid, pidFD)
+		return nil, fmt.Errorf("start jailed process: %w", err)
+	}
+	return &Process{Process: process, PidFD: pidFD}, nil
+}
+
+// dropsGroups says whether we may let the process drop the groups that it has of us.
+func dropsGroups() bool { return os.Geteuid() == 0 }
+
+// reap ends a child that did not become what it should, and takes its remains away.
+func reap(pid, pidFD int) {
+	_ = unix.PidfdSendSignal(pidFD, unix.SIGKILL, nil, 0)
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+			break
+		}
+	}
+	unix.Close(pidFD)
+}
+
+// release maps the child's one identity and lets it go on.
+func release(pid int, cfg Config, sync int) error {
+	maps := []struct{ file, text string }{
+		{"setgroups", "deny"}, // or an unprivileged user may not write the next
+		{"gid_map", fmt.Sprintf("0 %d 1\n", cfg.GID)},
+		{"uid_map", fmt.Sprintf("0 %d 1\n", cfg.UID)},
+	}
+	if dropsGroups() {
+		maps = maps[1:]
+	}
+	for _, m := range maps {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", pid, m.file), []byte(m.text), 0); err != nil {
+			return fmt.Errorf("map identity: %w", err)
+		}
+	}
+	if _, err := unix.Write(sync, []byte{0}); err != nil {
+		return fmt.Errorf("map identity: %w", os.NewSyscallError("write", err))
+	}
+	return nil
+}
+
+// outcome waits until the child runs its program, or says why it does not.
+func (p *plan) outcome(from io.Reader) error {
+	var b [8]byte
+	if _, err := io.ReadFull(from, b[:]); err == io.EOF {
+		return nil // closed by execveat
+	} else if err != nil {
+		return fmt.Errorf("wait for the jail: %w", err)
+	}
+	index, errno := binary.NativeEndian.Uint32(b[:]), syscall.Errno(binary.NativeEndian.Uint32(b[4:]))
+	if int(index) >= len(p.calls) {
+		return fmt.Errorf("wait for the jail: call %d of %d failed", index, len(p.calls))
+	}
+	return fmt.Errorf("%s: %w", p.calls[index].name, errno)
+}
+
+// copies are descriptors of ours above those that the process will have.
+type copies struct {
+	above int
+	fds   []int
+	err   error // the first
+}
+
+// file copies f's descriptor.
+func (c *copies) file(f *os.File) int {
+	fd := -1
+	raw, err := f.SyscallConn()
+	if err == nil {
+		control := raw.Control(func(from uintptr) { fd, err = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, c.above) })
+		err = errors.Join(control, err)
+	}
+	if err != nil {
+		c.err = errors.Join(c.err, fmt.Errorf("copy descriptor of %s: %w", f.Name(), err))
+		return -1
+	}
+	c.fds = append(c.fds, fd)
+	return fd
+}
+
+func (c *copies) close() {
+	for _, fd := range c.fds {
+		unix.Close(fd)
+	}
+	c.fds = nil
 }
 
 // Identity returns the uid and gid to jail a sandbox under: one of the reserved range by slot when the caller

@@ -1,6 +1,7 @@
-// Package jailer puts one process, the VMM, into its jail. It has two halves of one act: Start, run by the
-// supervisor, makes a process that is born in its own namespaces under an unprivileged uid; Enter, run first
-// thing by that process, takes away the rest: the file system, the capabilities, the limits.
+// Package jailer puts one process, the VMM, into its jail. Start clones a child into its own namespaces, which then
+// carries out a plan: a list of system calls, prepared before, that take away the file system, the descriptors, the
+// capabilities and the limits, and run the program last. The program's first instruction finds the jail closed, and no
+// thread of it was ever outside. Enter, called by the program, does what execve(2) would undo.
 //
 // The jail holds because the process needs nothing from the host by name. Every file reaches it as a
 // descriptor, so its root is empty, its network has no interface and its filter has no open.
@@ -10,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 )
 
 // FirstFile is the descriptor number of Config.Files[0] in the jailed process.
@@ -41,6 +43,13 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("%w: uid %d, gid %d: neither may be 0", ErrConfig, c.UID, c.GID)
 	case len(c.Files) > MaxFiles:
 		return fmt.Errorf("%w: %d files, at most %d", ErrConfig, len(c.Files), MaxFiles)
+	}
+	for _, list := range [][]string{c.Args, c.Env} {
+		for _, s := range list {
+			if strings.IndexByte(s, 0) >= 0 {
+				return fmt.Errorf("%w: argument or variable %q has a zero byte", ErrConfig, s)
+			}
+		}
 	}
 	for i, f := range c.Files {
 		if f == nil {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +17,9 @@ import (
 // inmate is the environment variable that makes this test binary the jailed process.
 const inmate = "SPORE_TEST_INMATE"
 
+// outside is the one that makes it a process that is in no jail.
+const outside = "SPORE_TEST_OUTSIDE"
+
 // report is what the inmate saw from inside.
 type report struct {
 	Enter       string
@@ -24,6 +29,8 @@ type report struct {
 	MountErr    string
 	Pid         int
 	Caps        [6]uint32
+	Bounding    int // capabilities in the bounding set
+	Groups      []int
 	NoNewPrivs  int
 	Dumpable    int
 	Descriptors []int
@@ -47,7 +54,7 @@ func text(err error) string {
 // serveTime enters the jail, tries what must fail, and writes its report to descriptor 3.
 func serveTime() {
 	var r report
-	r.Enter = text(jailer.Enter(1))
+	r.Enter = text(jailer.Enter())
 	entries, err := os.ReadDir("/")
 	r.Entries = len(entries)
 	if err != nil {
@@ -65,6 +72,12 @@ func serveTime() {
 	if err := unix.Capget(&head, &caps[0]); err == nil {
 		r.Caps = [6]uint32{caps[0].Effective, caps[1].Effective, caps[0].Permitted, caps[1].Permitted, caps[0].Inheritable, caps[1].Inheritable}
 	}
+	for c := uintptr(0); c < 64; c++ {
+		if in, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0); err == nil && in == 1 {
+			r.Bounding++
+		}
+	}
+	r.Groups, _ = unix.Getgroups()
 	r.NoNewPrivs, _ = unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
 	r.Dumpable, _ = unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	for fd := 0; fd < 512; fd++ {
@@ -145,6 +158,9 @@ func TestEnter(t *testing.T) {
 	if r.Caps != [6]uint32{} {
 		t.Errorf("capabilities %#x, want none", r.Caps)
 	}
+	if r.Bounding != 0 || len(r.Groups) != 0 {
+		t.Errorf("%d capabilities in the bounding set, groups %v; want none of either", r.Bounding, r.Groups)
+	}
 	if r.NoNewPrivs != 1 || r.Dumpable != 0 {
 		t.Errorf("no_new_privs %d, dumpable %d; want 1, 0", r.NoNewPrivs, r.Dumpable)
 	}
@@ -153,6 +169,51 @@ func TestEnter(t *testing.T) {
 			t.Errorf("JAIL-04: descriptor %d leaked into the jail", fd)
 		}
 	}
+}
+
+// A jail that cannot be put up is an error that names the step, and leaves no process and no descriptor.
+func TestStartFails(t *testing.T) {
+	testenv.Require(t, testenv.Root)
+	text, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer text.Close()
+	before := descriptors(t)
+	uid, gid := jailer.Identity(7)
+	_, err = jailer.Start(jailer.Config{Exe: text, UID: uid, GID: gid})
+	if !errors.Is(err, unix.EACCES) || !strings.Contains(err.Error(), "execveat") {
+		t.Errorf("start a file that is no program: %v", err)
+	}
+	if after := descriptors(t); after != before {
+		t.Errorf("%d descriptors, before %d", after, before)
+	}
+	if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != unix.ECHILD {
+		t.Errorf("a child is left: %d, %v", pid, err)
+	}
+}
+
+// A program that nobody jailed does not run.
+func TestEnterOutside(t *testing.T) {
+	if os.Getenv(outside) != "" {
+		if err := jailer.Enter(); !errors.Is(err, jailer.ErrNoJail) {
+			t.Errorf("error %v, want ErrNoJail", err)
+		}
+		return
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestEnterOutside$") // of its own: it is not dumpable afterwards
+	cmd.Env = append(os.Environ(), outside+"=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
 }
 
 func TestConfigRefused(t *testing.T) {
@@ -165,6 +226,7 @@ func TestConfigRefused(t *testing.T) {
 		"no executable": {UID: 1, GID: 1},
 		"uid 0":         {Exe: exe, GID: 1},
 		"gid 0":         {Exe: exe, UID: 1},
+		"zero byte":     {Exe: exe, UID: 1, GID: 1, Env: []string{"A=\x00"}},
 		"nil file":      {Exe: exe, UID: 1, GID: 1, Files: []*os.File{nil}},
 		"many files":    {Exe: exe, UID: 1, GID: 1, Files: make([]*os.File, jailer.MaxFiles+1)},
 	} {

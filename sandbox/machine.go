@@ -62,16 +62,12 @@ func launch(cfg Config, host Host, writable string) (*machine, error) {
 	fds.add(configOut) // descriptor 3, before the numbered files
 	vmCfg, pipes, err := m.describe(cfg, host, writable, &fds, &undo)
 	if err == nil {
-		err = m.start(host, fds.list)
+		err = wire.Write(configIn, vmCfg) // it fits the socket's buffer, and the process need not wait for it
 	}
 	if err == nil {
-		err = wire.Write(configIn, vmCfg)
+		err = m.start(host, fds.list)
 	}
 	if err != nil {
-		if m.process != nil {
-			m.process.Kill()
-			m.process.Wait()
-		}
 		return nil, errors.Join(err, undo.Run())
 	}
 	undo.Release()

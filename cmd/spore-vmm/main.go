@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"spore/internal/timing"
+	"spore/jailer"
 	"spore/vmm"
 	"spore/vmm/api"
 	"spore/vmm/control"
@@ -37,17 +38,17 @@ func main() {
 
 func run(unjailed bool) error {
 	clock := timing.Start()
+	if !unjailed {
+		if err := jailer.Enter(); err != nil {
+			return err
+		}
+		clock.Done("jail")
+	}
 	cfg, files, err := receive()
 	if err != nil {
 		return err
 	}
 	clock.Done("config")
-	if !unjailed {
-		if err := enterJail(len(files)); err != nil {
-			return err
-		}
-		clock.Done("jail")
-	}
 	time.Local = time.UTC // or the first log line would open /etc/localtime
 	runtime.GOMAXPROCS(cfg.VCPUs + 1)
 	log := logger(cfg, files)
