@@ -123,7 +123,7 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 		return nil, err
 	}
 	uid, gid := jailer.Identity(1)
-	m.process, err = jailer.Start(jailer.Config{Exe: exe, Env: []string{"GODEBUG=disablethp=1"}, UID: uid, GID: gid, Files: list, Stderr: os.Stderr})
+	m.process, err = jailer.Start(jailer.Config{Exe: exe, Env: []string{"GODEBUG=disablethp=1", "GOMAXPROCS=1"}, UID: uid, GID: gid, Files: list, Stderr: os.Stderr})
 	if err != nil {
 		return nil, err
 	}

@@ -168,8 +168,9 @@ func (m *machine) connect(out *api.Config, p *pipes, file func(*os.File) api.Fil
 	return nil
 }
 
-// vmmEnv is the VMM's whole environment: its heap is a megabyte or two, which huge pages would round up to four.
-var vmmEnv = []string{"GODEBUG=disablethp=1"}
+// vmmEnv is the VMM's whole environment: its heap is a megabyte or two, which huge pages would round up to four, and until
+// it is configured one thread at a time is enough.
+var vmmEnv = []string{"GODEBUG=disablethp=1", "GOMAXPROCS=1"}
 
 // start runs spore-vmm in a jail with those descriptors.
 func (m *machine) start(host Host, fds []*os.File) error {

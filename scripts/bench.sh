@@ -26,9 +26,21 @@ where="bin/spore host run --"
 shared=$work/out
 if bin/spore doctor >/dev/null; then where=""; else shared=$(bin/spore host start && bin/spore host status --json | sed -nE 's/^ *"shared": "(.*)",?$/\1/p')/bench; fi
 mkdir -p "$shared"
-$where bash -c "truncate -s 128M /tmp/layer.ext4 && /sbin/mkfs.ext4 -q -F -m 0 -O ^has_journal /tmp/layer.ext4 && $PWD/bin/bench \
-    -bin '$PWD/bin' -out '$shared' -kernel '$kernel' -image '$image' -writable /tmp/layer.ext4 \
-    -cloud-kernel '$cloud/vmlinuz' -cloud-initramfs '$cloud/initramfs.cpio' ${BENCH_FLAGS:-}"
+# Everything that either side reads is copied to where it is measured: the emulated host sees this machine's files over 9p, and
+# that is not what is measured.
+cat >"$shared/measure.sh" <<MEASURE
+set -e
+modprobe vhost_vsock 2>/dev/null || true
+d=\$(mktemp -d)
+trap 'rm -rf "\$d"' EXIT
+cp '$PWD/bin/spore-vmm' '$PWD/bin/initramfs.cpio' '$PWD/bin/bench' "\$d"
+cp '$kernel' "\$d/vmlinux"; cp '$image' "\$d/image"
+cp '$cloud/vmlinuz' "\$d/cloud-vmlinuz"; cp '$cloud/initramfs.cpio' "\$d/cloud-initramfs.cpio"
+truncate -s 128M "\$d/layer" && /sbin/mkfs.ext4 -q -F -m 0 -O ^has_journal "\$d/layer"
+"\$d/bench" -bin "\$d" -out '$shared' -scratch "\$d" -kernel "\$d/vmlinux" -image "\$d/image" -writable "\$d/layer" \
+    -cloud-kernel "\$d/cloud-vmlinuz" -cloud-initramfs "\$d/cloud-initramfs.cpio" ${BENCH_FLAGS:-}
+MEASURE
+$where bash "$shared/measure.sh"
 mkdir -p bench/results/raw
 cp "$shared/latest.json" bench/results/latest.json
 cp "$shared/raw/latest.json" bench/results/raw/latest.json

@@ -42,9 +42,13 @@ func mapRAM(size int) (mapping, error) {
 	return m, nil
 }
 
-// mapReadOnly maps length bytes of f, rounded up to 2 MiB with zeros. The mapping shares the page cache.
+// pmemUnit is what Linux wants a range of persistent memory to be a multiple of; it does not take others
+// (memremap_compat_align).
+const pmemUnit = 16 << 20
+
+// mapReadOnly maps length bytes of f, rounded up to pmemUnit with zeros. The mapping shares the page cache.
 func mapReadOnly(f *os.File, length int64) (mapping, error) {
-	m, err := reserve(int((length + hugePage - 1) &^ (hugePage - 1)))
+	m, err := reserve(int((length + pmemUnit - 1) &^ (pmemUnit - 1)))
 	if err != nil {
 		return m, err
 	}

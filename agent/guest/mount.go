@@ -38,6 +38,9 @@ func (a *server) mountRoot(s agent.Setup) error {
 	if s.DAX {
 		options = "dax=always"
 	}
+	if err := awaitDevice("/dev/" + s.Lower); err != nil {
+		return err
+	}
 	if err := (mount{"/dev/" + s.Lower, lowerDir, "erofs", unix.MS_RDONLY | unix.MS_NODEV, options}).do(); err != nil {
 		return err
 	}
