@@ -62,8 +62,11 @@ func bring(s settings, name string, start func(files) (machine, error)) (*ready,
 // explain adds the guest's last words to an error.
 func (g *ready) explain(err error) error {
 	end, endErr := g.ended(2 * time.Second)
+	if endErr != nil {
+		end = endErr.Error()
+	}
 	b, _ := os.ReadFile(g.console)
-	return fmt.Errorf("%w (the machine: %s %w)\n%s", err, end, endErr, b[max(0, len(b)-4096):])
+	return fmt.Errorf("%w (the machine: %s)\n%s", err, end, b[max(0, len(b)-4096):])
 }
 
 func (g *ready) close() {
@@ -147,7 +150,7 @@ func measureBlock(s settings, r *results) error {
 			start func(files) (machine, error)
 			to    [][]float64
 		}{{"spore", workSpore, spore}, {"qemu", workQEMU, qemu}} {
-			if err := fioOnce(s, kind.name, kind.start, kind.to); err != nil {
+			if err := fio(s, kind.name, kind.start, kind.to); err != nil {
 				return err
 			}
 		}
@@ -161,22 +164,43 @@ func measureBlock(s settings, r *results) error {
 func workSpore(f files) (machine, error) { return startSpore(f, workMemory, false) }
 func workQEMU(f files) (machine, error)  { return startQEMU(f, workMemory, tuned, cmdline) }
 
-func fioOnce(s settings, name string, start func(files) (machine, error), to [][]float64) error {
+// guestTries is how often a guest is begun anew that got lost: the emulated host's QEMU loses guests of both kinds
+// (docs/testing.md).
+const guestTries = 3
+
+// fio runs every job in one guest, and adds the figures to to when all have been run.
+func fio(s settings, name string, start func(files) (machine, error), to [][]float64) error {
+	for try := 1; ; try++ {
+		figures, err := fioOnce(s, name, start)
+		if err == nil {
+			for i, v := range figures {
+				to[i] = append(to[i], v)
+			}
+			return nil
+		}
+		if try == guestTries || !errors.Is(err, agent.ErrLost) {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "bench: %s, attempt %d: %v\n", name, try, err)
+	}
+}
+
+func fioOnce(s settings, name string, start func(files) (machine, error)) (figures []float64, err error) {
 	g, err := bring(s, name, start)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer g.close()
 	device, err := g.exec(nil, "sh", "-c", "m=$(cat /sys/block/vdc/dev); mknod /dev/disk b ${m%:*} ${m#*:} && echo -n /dev/disk")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for i, j := range jobs {
+	for _, j := range jobs {
 		fmt.Fprintf(os.Stderr, "bench: %s: %s\n", name, j.name)
 		out, err := g.exec(nil, "fio", "--output-format=json", "--name=job", "--filename="+string(device), "--direct=1", "--ioengine=libaio",
 			"--rw="+j.rw, "--bs="+j.size, fmt.Sprintf("--iodepth=%d", j.depth), "--runtime=3", "--time_based", "--ramp_time=1")
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, g.explain(err))
+			return nil, fmt.Errorf("%s: %w", name, g.explain(err))
 		}
 		var result struct {
 			Jobs []map[string]json.RawMessage `json:"jobs"`
@@ -187,18 +211,18 @@ func fioOnce(s settings, name string, start func(files) (machine, error), to [][
 		}
 		direction := map[bool]string{true: "read", false: "write"}[strings.Contains(j.rw, "read")]
 		if err := json.Unmarshal(out, &result); err != nil || len(result.Jobs) != 1 {
-			return fmt.Errorf("%s: fio's output: %w", name, err)
+			return nil, fmt.Errorf("%s: fio's output: %w", name, err)
 		}
 		if err := json.Unmarshal(result.Jobs[0][direction], &half); err != nil {
-			return err
+			return nil, err
 		}
 		v := half.BW / 1024
 		if j.iops {
 			v = half.IOPS
 		}
-		to[i] = append(to[i], v)
+		figures = append(figures, v)
 	}
-	return nil
+	return figures, nil
 }
 
 // Amounts of the vsock and exec measurements.
