@@ -53,7 +53,7 @@ func openAll(c *api.Config, f files, test bool, open func(string, int) (api.File
 		errs = append(errs, err)
 		return g
 	}
-	c.KVM = must("/dev/kvm", os.O_RDWR)
+	must("/dev/kvm", os.O_RDWR) // api.KVMFile
 	c.Boot.Kernel = must(f.kernel, os.O_RDONLY)
 	if !test {
 		c.Boot.Initrd = must(f.initramfs, os.O_RDONLY)

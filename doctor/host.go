@@ -26,6 +26,7 @@ var hostProbes = []hostProbe{
 	{"seccomp", true, "the VMM is killed for a system call it has no use for", "use a kernel with CONFIG_SECCOMP_FILTER", askSeccomp},
 	{"landlock", false, "one more layer that denies the VMM every file", "use a kernel 5.13 or newer with landlock in the lsm= list", askLandlock},
 	{"cgroup v2", false, "limits on what the VMM may use of the host", "boot with systemd.unified_cgroup_hierarchy=1", askCgroup2},
+	{"quick VM creation", false, "a new VM does not wait for the kernel's read-copy-update (KVM moves a thread of its own between cgroups)", "mount -o remount,favordynmods /sys/fs/cgroup (Linux 6.0 or newer)", askFavorDynMods},
 	{"tun", false, "networks for sandboxes", "load the module tun", askTun},
 	{"memory", true, "a guest of the default size fits", "free some memory, or give --memory less", askMemory},
 }
@@ -94,6 +95,23 @@ func askCgroup2() (string, error) {
 		}
 	}
 	return strings.TrimSpace(string(have)), nil
+}
+
+// askFavorDynMods looks at how the unified hierarchy is mounted.
+func askFavorDynMods() (string, error) {
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 3 && f[2] == "cgroup2" {
+			if strings.Contains(f[3], "favordynmods") {
+				return f[1] + " is mounted with favordynmods", nil
+			}
+			return "", fmt.Errorf("%s is mounted without favordynmods", f[1])
+		}
+	}
+	return "", errors.New("no unified hierarchy is mounted")
 }
 
 func askTun() (string, error) {

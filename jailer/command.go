@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -68,6 +69,7 @@ func Start(cfg Config) (_ *Process, err error) {
 	if err != nil {
 		return nil, err
 	}
+	defer runtime.KeepAlive(p) // the child reads it
 	pid, pidFD, errno := clone(cloneflags, p, d.failure)
 	if errno != 0 {
 		return nil, fmt.Errorf("start jailed process: %w", os.NewSyscallError("clone3", errno))
@@ -77,6 +79,10 @@ func Start(cfg Config) (_ *Process, err error) {
 	err = release(pid, cfg, sync[1])
 	if err == nil {
 		err = p.outcome(failureOut)
+	}
+	if dropsGroups() {
+		// The child's change of identity was a change for the memory that we shared until its exec.
+		err = errors.Join(err, os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)))
 	}
 	if err != nil {
 		reap(pid, pidFD)

@@ -3,12 +3,14 @@ package jailer
 import (
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // call is one system call that the child makes between its birth and the program. All is prepared before the clone:
-// the child shares nothing with us but a copy of our memory, has one thread, and may neither allocate nor lock.
+// the child has one thread and no stack, and does nothing else.
 type call struct {
 	name string // for the error of a jail that could not be put up
 	why  string // what the call takes away; empty for those that only lead to the next
@@ -21,8 +23,9 @@ type call struct {
 
 // plan is the list of calls, and the memory that they point to.
 type plan struct {
-	calls []call
-	held  []any
+	calls   []call
+	held    []any
+	failure failure
 }
 
 func (p *plan) add(name, why string, nr uintptr, args ...uintptr) {
@@ -68,6 +71,7 @@ func makePlan(sources []int, d descriptors, args, env []string) (*plan, error) {
 	if err := p.dropCapabilities(); err != nil {
 		return nil, err
 	}
+	p.signals()
 	p.add("no_new_privs", "no program run later can gain what was dropped", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
 	// By descriptor: the mapped uid need not be able to reach the path, it cannot be swapped in between, and being
 	// close-on-exec the process never holds its own binary (CVE-2019-5736).
@@ -115,6 +119,20 @@ func (p *plan) limits() {
 	}
 }
 
+// signals gives the program what a new program expects: no signal blocked or ignored. Handlers are ours, in memory that
+// we still use, so they go before the signals are let in.
+func (p *plan) signals() {
+	const signals = 64
+	def, none := p.buffer(32), p.buffer(8) // struct sigaction of zeroes is SIG_DFL; an empty set
+	for s := uintptr(1); s <= signals; s++ {
+		if s == uintptr(unix.SIGKILL) || s == uintptr(unix.SIGSTOP) {
+			continue
+		}
+		p.add("signal handlers", "", unix.SYS_RT_SIGACTION, s, def, 0, 8)
+	}
+	p.add("signal mask", "", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, none, 0, 8)
+}
+
 // securebits: no capability comes back by being or becoming uid 0, and that cannot be undone.
 // SECBIT_NOROOT, _NO_SETUID_FIXUP, _NO_CAP_AMBIENT_RAISE and their locks (linux/securebits.h).
 const securebits = 1<<0 | 1<<1 | 1<<2 | 1<<3 | 1<<6 | 1<<7
@@ -123,16 +141,29 @@ const securebits = 1<<0 | 1<<1 | 1<<2 | 1<<3 | 1<<6 | 1<<7
 func (p *plan) dropCapabilities() error {
 	const why = "all five sets empty and locked: root inside the user namespace is nobody here too"
 	p.add("ambient capabilities", why, unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
-	for c := uintptr(0); c < 64; c++ {
-		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0); err == unix.EINVAL {
-			break // the kernel knows no more
-		} else if err != nil {
-			return fmt.Errorf("look at capability %d: %w", c, os.NewSyscallError("prctl", err))
-		}
-		p.add(fmt.Sprintf("bounding set, capability %d", c), why, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c)
+	last, err := lastCapability()
+	if err != nil {
+		return err
+	}
+	for c := range last + 1 {
+		p.add(fmt.Sprintf("bounding set, capability %d", c), why, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(c))
 	}
 	p.add("securebits", why, unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, securebits)
 	header, none := p.capabilities()
 	p.add("capabilities", why, unix.SYS_CAPSET, header, none)
 	return nil
+}
+
+// lastCapability is the highest capability that the kernel knows (capabilities(7)).
+func lastCapability() (int, error) {
+	const path = "/proc/sys/kernel/cap_last_cap"
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	last, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || last < 0 || last > 63 {
+		return 0, fmt.Errorf("%s: %q is no capability", path, b)
+	}
+	return last, nil
 }

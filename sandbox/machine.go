@@ -97,7 +97,9 @@ func (m *machine) describe(cfg Config, host Host, writable string, fds *files, u
 	if err != nil {
 		return out, p, fmt.Errorf("%w (spore doctor says what is missing)", err)
 	}
-	out.KVM = file(kvm)
+	if at := file(kvm); at != api.KVMFile {
+		panic(fmt.Sprintf("bug: /dev/kvm is file %d", at))
+	}
 	if err := open(&out.Boot.Kernel, host.Kernel, os.O_RDONLY); err != nil {
 		return out, p, fmt.Errorf("guest kernel: %w", err)
 	}

@@ -7,23 +7,26 @@ import (
 
 	"spore/kvm"
 	"spore/vmm/acpi"
+	"spore/vmm/api"
 	"spore/vmm/boot"
 )
 
 // makeVM makes the VM in the order that KVM is fast with: memory slots, interrupt controllers, vCPUs. Whatever
 // touches the I/O bus comes later.
 func (m *Machine) makeVM(env Env) error {
-	fd, err := unix.FcntlInt(env.Files[m.cfg.KVM].Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("take over /dev/kvm: %w", err)
+	shell := env.Shell
+	if shell == nil {
+		var err error
+		if shell, err = duplicate(env.Files[api.KVMFile]); err != nil {
+			return err
+		}
 	}
-	sys, err := kvm.Open(fd)
-	if err != nil {
-		unix.Close(fd)
-		return err
+	sys, vm, err := shell.take()
+	m.vm = vm
+	if sys != nil {
+		defer sys.Close()
 	}
-	defer sys.Close()
-	if m.vm, err = sys.CreateVM(); err != nil {
+	if err != nil {
 		return err
 	}
 	if err := m.ram.install(m.vm); err != nil {
@@ -83,6 +86,7 @@ func (m *Machine) makeVCPUs(sys *kvm.System) error {
 // loadKernel puts the kernel, the initramfs and what they are told into guest memory.
 func (m *Machine) loadKernel(env Env) error {
 	kernel := env.Files[m.cfg.Boot.Kernel]
+	defer kernel.Close()
 	st, err := kernel.Stat()
 	if err != nil {
 		return fmt.Errorf("look at kernel: %w", err)
@@ -107,6 +111,7 @@ func (m *Machine) loadKernel(env Env) error {
 	params := boot.Params{Cmdline: m.cfg.Boot.Cmdline, RAM: m.ram.layout, RSDP: boot.ACPIBase}
 	if m.cfg.Boot.Initrd >= 0 {
 		initrd := env.Files[m.cfg.Boot.Initrd]
+		defer initrd.Close()
 		st, err := initrd.Stat()
 		if err != nil {
 			return fmt.Errorf("look at initramfs: %w", err)

@@ -3,7 +3,6 @@ package vmm
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"spore/vmm/api"
 	"spore/vmm/boot"
@@ -16,7 +15,7 @@ const hugePage = 2 << 20
 
 // check judges a configuration against the files that came with it. It trusts nothing: the sender may be
 // older, newer or mistaken.
-func check(cfg *api.Config, files []*os.File) error {
+func check(cfg *api.Config, env Env) error {
 	switch {
 	case cfg.Version != api.Version:
 		return fmt.Errorf("%w: version %d, want %d", ErrConfig, cfg.Version, api.Version)
@@ -28,8 +27,8 @@ func check(cfg *api.Config, files []*os.File) error {
 		return fmt.Errorf("%w: %d disks, at most %d", ErrConfig, len(cfg.Disks), api.MaxDisks)
 	case len(cfg.Pmem) > api.MaxPmem:
 		return fmt.Errorf("%w: %d pmem devices, at most %d", ErrConfig, len(cfg.Pmem), api.MaxPmem)
-	case len(files) > api.MaxFiles:
-		return fmt.Errorf("%w: %d files, at most %d", ErrConfig, len(files), api.MaxFiles)
+	case len(env.Files) > api.MaxFiles:
+		return fmt.Errorf("%w: %d files, at most %d", ErrConfig, len(env.Files), api.MaxFiles)
 	case len(cfg.Boot.Cmdline) > boot.MaxCmdline:
 		return fmt.Errorf("%w: command line of %d bytes, at most %d", ErrConfig, len(cfg.Boot.Cmdline), boot.MaxCmdline)
 	}
@@ -38,12 +37,16 @@ func check(cfg *api.Config, files []*os.File) error {
 			return fmt.Errorf("%w: pmem %d of %d bytes", ErrConfig, i, p.Size)
 		}
 	}
-	return checkFiles(cfg, files)
+	return checkFiles(cfg, env)
 }
 
 // checkFiles demands that every File that must be there is.
-func checkFiles(cfg *api.Config, files []*os.File) error {
-	needed := map[string]api.File{"kvm": cfg.KVM, "kernel": cfg.Boot.Kernel}
+func checkFiles(cfg *api.Config, env Env) error {
+	files := env.Files
+	needed := map[string]api.File{"kernel": cfg.Boot.Kernel}
+	if env.Shell == nil {
+		needed["kvm"] = api.KVMFile
+	}
 	optional := map[string]api.File{"initrd": cfg.Boot.Initrd, "console output": cfg.Console.Output, "console input": cfg.Console.Input}
 	for i, d := range cfg.Disks {
 		needed[fmt.Sprintf("disk %d", i)] = d.File

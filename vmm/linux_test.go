@@ -70,8 +70,7 @@ type process struct {
 	began   time.Time
 }
 
-// launch starts spore-vmm for cfg, which it completes with kvm, control and console, in front of files: File n of
-// files is n.
+// launch starts spore-vmm for cfg, which it completes with control and console. The first of files is File 1.
 func launch(t *testing.T, cfg api.Config, files ...string) *process {
 	t.Helper()
 	p := &process{t: t, console: make(chan string, 1), log: make(chan string, 1)}
@@ -85,6 +84,7 @@ func launch(t *testing.T, cfg api.Config, files ...string) *process {
 	}
 	configRead, configWrite, err := os.Pipe()
 	add(configRead, err)
+	add(os.OpenFile("/dev/kvm", os.O_RDWR, 0)) // api.KVMFile
 	for _, path := range files {
 		add(os.Open(path))
 	}
@@ -97,7 +97,6 @@ func launch(t *testing.T, cfg api.Config, files ...string) *process {
 	out, in, err := os.Pipe()
 	cfg.Console.Output = add(in, err)
 	cfg.Control = add(os.NewFile(uintptr(pair[1]), "control"), nil)
-	cfg.KVM = add(os.OpenFile("/dev/kvm", os.O_RDWR, 0))
 	logOut, logIn, err := os.Pipe()
 	cfg.Log = add(logIn, err)
 	cfg.Version, cfg.Console.Input = api.Version, api.NoFile
@@ -247,7 +246,7 @@ func TestLinuxBoots(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			cfg := api.Config{
 				ID: "test", VCPUs: test.vcpus, Memory: test.memory, RNG: true, Balloon: true,
-				Boot: api.Boot{Kernel: 0, Initrd: 1, Cmdline: guest.Cmdline()},
+				Boot: api.Boot{Kernel: 1, Initrd: 2, Cmdline: guest.Cmdline()},
 			}
 			p := launch(t, cfg, filepath.Join(filepath.Dir(vmlinux), test.kernel), initramfs(t, test.reboot))
 			started := p.event()

@@ -20,7 +20,8 @@ import (
 
 // Env is what the process gives the machine beside its Config.
 type Env struct {
-	Files []*os.File    // Config's File indexes into it; the machine closes those it takes over
+	Files []*os.File    // Config's File indexes into it; the machine takes over all but the first, api.KVMFile
+	Shell *Shell        // the VM to use; nil makes one of Files[api.KVMFile]
 	Log   *slog.Logger  // nil is silent
 	Clock *timing.Clock // collects the steps of New; nil is none
 }
@@ -61,8 +62,8 @@ type Machine struct {
 // New builds the machine of cfg: memory, VM, interrupt controllers, vCPUs, devices, kernel, registers. It is
 // paused. On error everything New made is undone; files it took over may be closed.
 func New(cfg api.Config, env Env) (_ *Machine, err error) {
-	if err := check(&cfg, env.Files); err != nil {
-		return nil, err
+	if err := check(&cfg, env); err != nil {
+		return nil, errors.Join(err, env.Shell.Close())
 	}
 	m := &Machine{
 		cfg: cfg, log: env.Log, gate: newGate(), ended: make(chan struct{}),
@@ -74,7 +75,7 @@ func New(cfg api.Config, env Env) (_ *Machine, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, m.release())
+			err = errors.Join(err, m.release(), env.Shell.Close())
 		}
 	}()
 	for _, step := range []struct {

@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"errors"
+	"os"
 	"slices"
 	"testing"
 
@@ -184,9 +185,14 @@ func TestNewRefusesBadConfigs(t *testing.T) {
 		{"too many disks", func(c *api.Config) { c.Disks = make([]api.Disk, api.MaxDisks+1) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			cfg := api.Config{Version: api.Version, VCPUs: 1, Memory: api.MinMemory, Boot: api.Boot{Kernel: 0, Initrd: api.NoFile}}
+			env := Env{Files: []*os.File{os.Stdin, os.Stdin}}
+			cfg := api.Config{Version: api.Version, VCPUs: 1, Memory: api.MinMemory, Control: api.NoFile, Log: api.NoFile,
+				Boot: api.Boot{Kernel: 1, Initrd: api.NoFile}, Console: api.Console{Output: api.NoFile, Input: api.NoFile}}
+			if err := check(&cfg, env); err != nil {
+				t.Fatalf("before the change: %v", err)
+			}
 			test.change(&cfg)
-			if err := check(&cfg, nil); !errors.Is(err, ErrConfig) {
+			if err := check(&cfg, env); !errors.Is(err, ErrConfig) {
 				t.Errorf("got %v, want ErrConfig", err)
 			}
 		})

@@ -43,7 +43,7 @@ func receive() (api.Config, []*os.File, error) {
 	}
 	files := make([]*os.File, count)
 	for _, f := range cfg.Files() {
-		if f < 0 {
+		if f < 0 || f == api.KVMFile { // that one is the shell's
 			continue
 		}
 		fd := descriptor(f)

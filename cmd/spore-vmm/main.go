@@ -15,7 +15,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -27,6 +26,9 @@ import (
 	"spore/vmm/api"
 	"spore/vmm/control"
 )
+
+// settled is how long after its start a guest is left alone.
+const settled = 500 * time.Millisecond
 
 func main() {
 	if err := run(len(os.Args) == 2 && os.Args[1] == "-unjailed"); err != nil {
@@ -44,6 +46,8 @@ func run(unjailed bool) error {
 		}
 		clock.Done("jail")
 	}
+	shell := vmm.NewShell(descriptor(api.KVMFile))
+	runtime.Gosched() // on one processor it would otherwise begin when this goroutine has nothing left to do
 	cfg, files, err := receive()
 	if err != nil {
 		return err
@@ -56,7 +60,7 @@ func run(unjailed bool) error {
 		return errors.New("configuration names no control socket")
 	}
 	server := control.New(files[cfg.Control], log)
-	if err := serve(cfg, files, server, log, clock, unjailed); err != nil {
+	if err := serve(cfg, vmm.Env{Files: files, Shell: shell, Log: log, Clock: clock}, server, unjailed); err != nil {
 		server.Event(api.Event{Kind: api.EventExit, Reason: api.ExitInternal, Detail: err.Error()})
 		return err
 	}
@@ -64,8 +68,8 @@ func run(unjailed bool) error {
 }
 
 // serve runs the machine from its making to its end.
-func serve(cfg api.Config, files []*os.File, server *control.Server, log *slog.Logger, clock *timing.Clock, unjailed bool) error {
-	m, err := vmm.New(cfg, vmm.Env{Files: files, Log: log, Clock: clock})
+func serve(cfg api.Config, env vmm.Env, server *control.Server, unjailed bool) error {
+	m, err := vmm.New(cfg, env)
 	if err != nil {
 		return err
 	}
@@ -73,26 +77,26 @@ func serve(cfg api.Config, files []*os.File, server *control.Server, log *slog.L
 		if err := installFilter(); err != nil {
 			return err
 		}
-		clock.Done("filter")
+		env.Clock.Done("filter")
 	}
 	ctx := context.Background()
-	if err := server.Event(api.Event{Kind: api.EventStarted, Steps: steps(clock)}); err != nil {
+	if err := m.Resume(ctx); err != nil {
+		return err
+	}
+	if err := server.Event(api.Event{Kind: api.EventStarted, Steps: steps(env.Clock)}); err != nil {
 		return fmt.Errorf("report start: %w", err)
 	}
 	go func() {
 		if err := server.Serve(ctx, m); err != nil {
-			log.Warn("control socket", "error", err)
+			env.Log.Warn("control socket", "error", err)
 		}
 	}()
-	if err := m.Resume(ctx); err != nil {
-		return err
-	}
-	go debug.FreeOSMemory() // the start's garbage, now that the guest does not wait for it
+	time.AfterFunc(settled, debug.FreeOSMemory) // the start's garbage, when the guest no longer waits for a processor
 	exit, err := m.Wait(ctx)
 	if err != nil {
 		return err
 	}
-	log.Info("machine ended", "reason", exit.Reason, "detail", exit.Detail, "counters", m.Stats())
+	env.Log.Info("machine ended", "reason", exit.Reason, "detail", exit.Detail, "counters", m.Stats())
 	return server.Event(api.Event{Kind: api.EventExit, Reason: exit.Reason, Detail: exit.Detail})
 }
 

@@ -99,7 +99,7 @@ func inherit(t *testing.T, guest []byte) (cfg api.Config, files []*os.File, conf
 	}
 	cfg = api.Config{
 		Version: api.Version, ID: "test", VCPUs: 1, Memory: api.MinMemory, Test: true, RNG: true, Balloon: true,
-		KVM: 0, Control: 1, Boot: api.Boot{Kernel: 2, Initrd: api.NoFile}, Log: 3, Disks: []api.Disk{{File: 4, ID: "disk"}},
+		Control: 1, Boot: api.Boot{Kernel: 2, Initrd: api.NoFile}, Log: 3, Disks: []api.Disk{{File: 4, ID: "disk"}},
 		Console: api.Console{Output: api.NoFile, Input: api.NoFile},
 	}
 	return cfg, files, check(configWrite, nil), check(os.NewFile(uintptr(pair[1]), "control"), nil), check(logRead, nil)

@@ -140,12 +140,12 @@ func boot(t testing.TB) *broker.Broker {
 	configRead, configWrite, err := os.Pipe()
 	add(configRead, err)
 	cfg := api.Config{Version: api.Version, ID: "vsock", VCPUs: 1, Memory: 256 << 20, RNG: true, Log: api.NoFile}
+	add(os.OpenFile("/dev/kvm", os.O_RDWR, 0)) // api.KVMFile
 	cfg.Boot = api.Boot{Kernel: add(os.Open(kernelPath())), Initrd: add(os.Open(initramfs(t))), Cmdline: guest.Cmdline() + os.Getenv("SPORE_CMDLINE")}
 	control, theirs := sockets(unix.SOCK_STREAM)
 	cfg.Control = add(theirs, nil)
 	sock, theirs := sockets(unix.SOCK_SEQPACKET)
 	cfg.Vsock = &api.Vsock{CID: 3, Broker: add(theirs, nil)}
-	cfg.KVM = add(os.OpenFile("/dev/kvm", os.O_RDWR, 0))
 	console, in, err := os.Pipe()
 	cfg.Console.Output, cfg.Console.Input = add(in, err), api.NoFile
 	cfg.Console.UART = os.Getenv("SPORE_CMDLINE") != "" // such as " console=ttyS0 8250.nr_uarts=1 loglevel=7"

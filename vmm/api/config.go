@@ -11,6 +11,10 @@ const Version = 1
 // itself arrives on descriptor 3, and 0 is descriptor 4. A negative value means "none".
 type File int
 
+// KVMFile is /dev/kvm, open read-write. It is always the first file, so that the VM can be in the making before the
+// configuration has been read. The VMM closes it once the VM exists.
+const KVMFile File = 0
+
 // NoFile is the File that names no descriptor.
 const NoFile File = -1
 
@@ -31,7 +35,6 @@ type Config struct {
 	VCPUs   int    `json:"vcpus"`   // 1 to MaxVCPUs
 	Memory  int64  `json:"memory"`  // bytes of guest RAM, a multiple of 2 MiB, MinMemory to MaxMemory
 
-	KVM     File `json:"kvm"`     // /dev/kvm, opened read-write; closed by the VMM once the VM exists
 	Control File `json:"control"` // SOCK_STREAM socket: requests in, replies and events out
 	Log     File `json:"log"`     // JSON log lines, or NoFile
 
@@ -91,9 +94,9 @@ type Console struct {
 	UART   bool `json:"uart"`   // adds a 16550A at port 0x3f8 (ttyS0), written to Output too: --debug-console
 }
 
-// Files lists every File that c names, NoFile included, in no particular order.
+// Files lists every File that c names, NoFile included and KVMFile not, in no particular order.
 func (c *Config) Files() []File {
-	out := []File{c.KVM, c.Control, c.Log, c.Boot.Kernel, c.Boot.Initrd, c.Console.Output, c.Console.Input}
+	out := []File{c.Control, c.Log, c.Boot.Kernel, c.Boot.Initrd, c.Console.Output, c.Console.Input}
 	for _, d := range c.Disks {
 		out = append(out, d.File)
 	}
