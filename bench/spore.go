@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"spore/agent"
 	"spore/internal/wire"
-	"spore/jailer"
+	"spore/sandbox"
 	"spore/sandbox/broker"
 	"spore/vmm/api"
 )
@@ -39,7 +40,7 @@ type machine interface {
 
 // sporeMachine is a jailed spore-vmm, launched as package sandbox does it.
 type sporeMachine struct {
-	process  *jailer.Process
+	process  *sandbox.Jailed
 	control  *os.File
 	broker   *broker.Broker
 	listener net.Listener
@@ -56,6 +57,7 @@ func openAll(c *api.Config, f files, test bool, open func(string, int) (api.File
 	must("/dev/kvm", os.O_RDWR) // api.KVMFile
 	c.Boot.Kernel = must(f.kernel, os.O_RDONLY)
 	if !test {
+		c.Entropy = must("/dev/urandom", os.O_RDONLY)
 		c.Boot.Initrd = must(f.initramfs, os.O_RDONLY)
 	}
 	if f.image != "" {
@@ -92,7 +94,7 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 	list = append(list, theirs)
 	m := &sporeMachine{}
 	c := api.Config{
-		Version: api.Version, ID: "bench", VCPUs: 1, Memory: memory, Log: api.NoFile, RNG: !test, Balloon: !test, Test: test,
+		Version: api.Version, ID: "bench", VCPUs: 1, Memory: memory, Log: api.NoFile, Entropy: api.NoFile, Balloon: !test, Test: test,
 		Boot: api.Boot{Initrd: api.NoFile, Cmdline: cmdline}, Console: api.Console{Output: api.NoFile, Input: api.NoFile},
 	}
 	errs := []error{openAll(&c, f, test, open)}
@@ -114,20 +116,13 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 	if m.listener, err = m.broker.Listen(agent.ControlPort); err != nil {
 		return nil, err
 	}
-	exe, err := os.Open(f.vmm)
-	if err != nil {
-		return nil, err
-	}
-	defer exe.Close()
 	if err := wire.Write(config, c); err != nil {
 		return nil, err
 	}
-	uid, gid := jailer.Identity(1)
-	m.process, err = jailer.Start(jailer.Config{Exe: exe, Env: []string{"GODEBUG=disablethp=1", "GOMAXPROCS=1"}, UID: uid, GID: gid, Files: list, Stderr: os.Stderr})
-	if err != nil {
-		return nil, err
-	}
-	return m, nil
+	m.process, err = sandbox.Jail{
+		VMM: f.vmm, ID: fmt.Sprintf("bench-%d", os.Getpid()), Files: list, CPUs: 1, Memory: memory, Disk: 1 << 30, Disks: filepath.Dir(f.kernel),
+	}.Start()
+	return m, err
 }
 
 func (m *sporeMachine) agentReady(ctx context.Context) (net.Conn, error) {
@@ -145,6 +140,9 @@ func (m *sporeMachine) stop() {
 	m.control.Close()
 	m.process.Kill()
 	m.process.Wait()
+	if err := m.process.Release(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+	}
 	m.broker.Close()
 }
 

@@ -17,9 +17,9 @@ func beforeFork()
 //go:linkname afterFork syscall.runtime_AfterFork
 func afterFork()
 
-// cloneArgs is struct clone_args, its first version (linux/sched.h).
+// cloneArgs is struct clone_args, its third version (linux/sched.h).
 type cloneArgs struct {
-	flags, pidFD, childTID, parentTID, exitSignal, stack, stackSize, tls uint64
+	flags, pidFD, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }
 
 // failure is what the child writes when a call of its plan fails.
@@ -35,11 +35,21 @@ func cloneAndRun(args *cloneArgs, size uintptr, calls *call, n uintptr, f *failu
 
 // clone makes a child that carries out p and writes to report what failed. The child has our memory, not a copy of it
 // (CLONE_VM): to copy the page tables of a large supervisor, and to throw them away at exec, costs more than the rest
-// of the plan. p must live until the child runs its program or has ended.
-func clone(flags uint64, p *plan, report int) (pid, pidFD int, errno syscall.Errno) {
+// of the plan. Only where exec(2) does not take such a child into its time namespace it is born there, with a copy. p
+// must live until the child runs its program or has ended.
+func clone(flags uint64, c *Config, o offer, p *plan, report int) (pid, pidFD int, errno syscall.Errno) {
 	fd := new(int32)
 	*fd = -1
-	args := &cloneArgs{flags: flags | unix.CLONE_PIDFD | unix.CLONE_VM, exitSignal: uint64(unix.SIGCHLD), pidFD: uint64(uintptr(unsafe.Pointer(fd)))}
+	args := &cloneArgs{flags: flags | unix.CLONE_PIDFD, exitSignal: uint64(unix.SIGCHLD), pidFD: uint64(uintptr(unsafe.Pointer(fd)))}
+	if o.time && !o.timeExec {
+		args.flags |= unix.CLONE_NEWTIME
+	} else {
+		args.flags |= unix.CLONE_VM
+	}
+	if c.Cgroup != nil {
+		args.flags |= unix.CLONE_INTO_CGROUP
+		args.cgroup = uint64(c.Cgroup.Fd())
+	}
 	p.held = append(p.held, fd)
 	beforeFork() // from here on the runtime allows no call that checks the stack, until afterFork
 	r := cloneAndRun(args, unsafe.Sizeof(*args), &p.calls[0], uintptr(len(p.calls)), &p.failure, uintptr(report))

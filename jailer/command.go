@@ -19,12 +19,13 @@ const cloneflags = unix.CLONE_NEWUSER | // one mapped id: root inside, nobody ou
 	unix.CLONE_NEWNET | // no interface, not even a loopback that is up
 	unix.CLONE_NEWIPC | // no shared memory or queues of others
 	unix.CLONE_NEWUTS | // hostname tells nothing
-	unix.CLONE_NEWCGROUP // cgroup paths tell nothing
+	unix.CLONE_NEWCGROUP // cgroup paths tell nothing; the time namespace has its own rules (makePlan, clone)
 
 // Process is a process in its jail.
 type Process struct {
 	*os.Process
-	PidFD int // for signals and waits without a race. The caller closes it
+	PidFD   int     // for signals and waits without a race. The caller closes it
+	Missing []Layer // what this jail lacks
 }
 
 // Start makes a process that is born in its namespaces, with one mapped id and exactly the descriptors of cfg, and puts
@@ -32,6 +33,10 @@ type Process struct {
 // failed; nothing is left then.
 func Start(cfg Config) (_ *Process, err error) {
 	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	o, missing, err := look(&cfg)
+	if err != nil {
 		return nil, err
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -55,22 +60,14 @@ func Start(cfg Config) (_ *Process, err error) {
 		return nil, os.NewSyscallError("pipe2", err)
 	}
 	defer func() { unix.Close(sync[0]); unix.Close(sync[1]) }()
-	own := copies{above: len(files) + 2}
+	own := copies{above: failureFile + 1} // out of the way of all that the child will have
 	defer own.close()
-	d := descriptors{sync: sync[0], syncIn: sync[1], failure: own.file(failureIn), exe: own.file(cfg.Exe)}
-	sources := make([]int, len(files))
-	for i, f := range files {
-		sources[i] = own.file(f)
-	}
-	if own.err != nil {
-		return nil, own.err
-	}
-	p, err := makePlan(sources, d, append([]string{"spore-vmm"}, cfg.Args...), cfg.Env)
+	p, d, err := own.plan(&cfg, o, files, descriptors{sync: sync[0], syncIn: sync[1]}, failureIn)
 	if err != nil {
 		return nil, err
 	}
 	defer runtime.KeepAlive(p) // the child reads it
-	pid, pidFD, errno := clone(cloneflags, p, d.failure)
+	pid, pidFD, errno := clone(cloneflags, &cfg, o, p, d.failure)
 	if errno != 0 {
 		return nil, fmt.Errorf("start jailed process: %w", os.NewSyscallError("clone3", errno))
 	}
@@ -80,11 +77,7 @@ func Start(cfg Config) (_ *Process, err error) {
 	if err == nil {
 		err = p.outcome(failureOut)
 	}
-	if dropsGroups() {
-		// The child's change of identity was a change for the memory that we shared until its exec.
-		err = errors.Join(err, os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)))
-	}
-	if err != nil {
+	if err = errors.Join(err, stayDumpable()); err != nil {
 		reap(pid, pidFD)
 		return nil, fmt.Errorf("start jailed process: %w", err)
 	}
@@ -93,7 +86,12 @@ func Start(cfg Config) (_ *Process, err error) {
 		reap(pid, pidFD)
 		return nil, fmt.Errorf("start jailed process: %w", err)
 	}
-	return &Process{Process: process, PidFD: pidFD}, nil
+	return &Process{Process: process, PidFD: pidFD, Missing: missing}, nil
+}
+
+// stayDumpable undoes what the child's change of identity did to the memory that we shared until its exec.
+func stayDumpable() error {
+	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0))
 }
 
 // dropsGroups says whether we may let the process drop the groups that it has of us.
@@ -153,6 +151,20 @@ type copies struct {
 	err   error // the first
 }
 
+// plan makes the plan for a child that has the copies.
+func (c *copies) plan(cfg *Config, o offer, files []*os.File, d descriptors, failure *os.File) (*plan, descriptors, error) {
+	d.failure, d.exe = c.file(failure), c.file(cfg.Exe)
+	sources := make([]int, len(files))
+	for i, f := range files {
+		sources[i] = c.file(f)
+	}
+	if c.err != nil {
+		return nil, d, c.err
+	}
+	p, err := makePlan(cfg, o, sources, d)
+	return p, d, err
+}
+
 // file copies f's descriptor.
 func (c *copies) file(f *os.File) int {
 	fd := -1
@@ -177,9 +189,9 @@ func (c *copies) close() {
 }
 
 // Identity returns the uid and gid to jail a sandbox under: one of the reserved range by slot when the caller
-// is root, so that no two sandboxes share an id, and the caller's own when it is not.
+// is root, so that hardly two sandboxes share an id, and the caller's own when it is not.
 func Identity(slot uint32) (uid, gid uint32) {
-	const base, size = 2_000_000_000, 1 << 20
+	const base, size = 2_000_000_000, 1 << 26 // no system gives these out
 	if os.Geteuid() != 0 {
 		return uint32(os.Geteuid()), uint32(os.Getegid())
 	}

@@ -20,7 +20,7 @@ const FirstFile = 3
 // MaxFiles bounds Config.Files.
 const MaxFiles = 64
 
-// Config is a jail. Every field must be set but Args, Env and Stderr.
+// Config is a jail. Every field must be set but Args, Env, Stderr and Without.
 type Config struct {
 	Exe    *os.File   // the VMM's binary, opened read-only or O_PATH; run by descriptor, so no path need be reachable
 	Args   []string   // after argv[0]
@@ -29,6 +29,11 @@ type Config struct {
 	GID    uint32     // host gid likewise; not 0
 	Files  []*os.File // become descriptors 3, 4, … of the process, and there are no others
 	Stderr *os.File   // descriptor 2; nil is /dev/null
+
+	Filter   []byte   // the compiled system-call filter that the program is born with; it must allow the execveat. nil is none, for tests
+	FileSize uint64   // the largest file that the process may write, in bytes: that of its largest disk
+	Cgroup   *os.File // a cgroup v2 directory, into which the process is born; nil is the caller's, if Without has Cgroup
+	Without  []Layer  // layers that may be missing where the host does not offer them
 }
 
 // ErrConfig is matched by every error about a Config that cannot be a jail.

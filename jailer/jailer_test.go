@@ -105,7 +105,7 @@ func jailed(t *testing.T) report {
 	defer pr.Close()
 	uid, gid := jailer.Identity(7)
 	p, err := jailer.Start(jailer.Config{
-		Exe: exe, Env: []string{inmate + "=1"}, UID: uid, GID: gid, Files: []*os.File{pw}, Stderr: os.Stderr,
+		Exe: exe, Env: []string{inmate + "=1"}, UID: uid, GID: gid, Files: []*os.File{pw}, Stderr: os.Stderr, Without: jailer.Optional(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +144,7 @@ func TestEnter(t *testing.T) {
 	if r.Enter != "" {
 		t.Fatalf("enter: %s", r.Enter)
 	}
-	if r.Entries != 0 {
+	if r.Entries > 0 { // with Landlock it cannot even be listed
 		t.Errorf("root has %d entries, want an empty directory", r.Entries)
 	}
 	for what, got := range map[string]string{"open /etc/passwd": r.OpenErr, "create /x": r.WriteErr, "mount": r.MountErr, "setuid": r.SetuidErr} {
@@ -181,7 +181,7 @@ func TestStartFails(t *testing.T) {
 	defer text.Close()
 	before := descriptors(t)
 	uid, gid := jailer.Identity(7)
-	_, err = jailer.Start(jailer.Config{Exe: text, UID: uid, GID: gid})
+	_, err = jailer.Start(jailer.Config{Exe: text, UID: uid, GID: gid, Without: jailer.Optional()})
 	if !errors.Is(err, unix.EACCES) || !strings.Contains(err.Error(), "execveat") {
 		t.Errorf("start a file that is no program: %v", err)
 	}

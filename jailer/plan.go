@@ -34,6 +34,12 @@ func (p *plan) add(name, why string, nr uintptr, args ...uintptr) {
 	p.calls = append(p.calls, c)
 }
 
+// Descriptors that close when the program runs, above all that it has.
+const (
+	ExecFile    = 1000 // its binary; the filter knows it by that number
+	failureFile = 1001
+)
+
 // descriptors that the child has while it carries out its plan, beside those of the program.
 type descriptors struct {
 	sync, syncIn int // the pipe that it waits at
@@ -41,14 +47,15 @@ type descriptors struct {
 }
 
 // makePlan lists what turns a fresh child into a jailed program. sources are the descriptors that become 0, 1, 2, …, and
-// all are above len(sources)+2, so that moving one cannot overwrite another. The order is the point.
-func makePlan(sources []int, d descriptors, args, env []string) (*plan, error) {
+// all are above failureFile, so that moving one cannot overwrite another. The order is the point.
+func makePlan(c *Config, o offer, sources []int, d descriptors) (*plan, error) {
 	p := &plan{}
 	// Or the child would hold its own end open and wait for ever for a parent that is no more.
 	p.add("identity", "", unix.SYS_CLOSE, uintptr(d.syncIn))
 	// The parent writes the identity map of the user namespace and then one byte; should it die, there is none to read.
 	p.add("identity", "", unix.SYS_READ, uintptr(d.sync), p.buffer(1), 1)
 	p.calls[len(p.calls)-1].one = true
+	p.limits(c)
 	p.add("setsid", "no controlling terminal to push input into", unix.SYS_SETSID)
 	// Without these the process would be the overflow uid, without the capabilities that the next calls need.
 	if dropsGroups() {
@@ -60,22 +67,38 @@ func makePlan(sources []int, d descriptors, args, env []string) (*plan, error) {
 	for to, from := range sources {
 		p.add("descriptors", "", unix.SYS_DUP3, uintptr(from), uintptr(to), 0)
 	}
-	exe, failure := n, n+1
-	p.add("descriptors", "", unix.SYS_DUP3, uintptr(d.exe), uintptr(exe), unix.O_CLOEXEC)
-	p.add("descriptors", "", unix.SYS_DUP3, uintptr(d.failure), uintptr(failure), unix.O_CLOEXEC)
-	p.add("close_range", "a descriptor that leaked from the supervisor may lead out of the jail (CVE-2024-21626)",
-		unix.SYS_CLOSE_RANGE, uintptr(n+2), uintptr(^uint32(0)), 0)
-	p.calls[len(p.calls)-2].report = uintptr(failure)
+	p.add("descriptors", "", unix.SYS_DUP3, uintptr(d.exe), ExecFile, unix.O_CLOEXEC)
+	p.add("descriptors", "", unix.SYS_DUP3, uintptr(d.failure), failureFile, unix.O_CLOEXEC)
+	p.calls[len(p.calls)-1].report = failureFile
+	const leak = "a descriptor that leaked from the supervisor may lead out of the jail (CVE-2024-21626)"
+	p.add("close_range", leak, unix.SYS_CLOSE_RANGE, uintptr(n), ExecFile-1, 0)
+	p.add("close_range", leak, unix.SYS_CLOSE_RANGE, failureFile+1, uintptr(^uint32(0)), 0)
+	if o.timeExec {
+		p.add("time namespace", "clocks of its own", unix.SYS_UNSHARE, unix.CLONE_NEWTIME)
+	}
 	p.emptyRoot()
-	p.limits()
+	if o.core {
+		p.add("core scheduling", "no other sandbox on the sibling of its processor (side channels)", unix.SYS_PRCTL,
+			unix.PR_SCHED_CORE, unix.PR_SCHED_CORE_CREATE, 0, unix.PR_SCHED_CORE_SCOPE_THREAD_GROUP, 0)
+	}
+	if o.landlock > 0 {
+		p.landlock(o.landlock, n, ExecFile)
+	}
 	if err := p.dropCapabilities(); err != nil {
 		return nil, err
 	}
 	p.signals()
 	p.add("no_new_privs", "no program run later can gain what was dropped", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
+	if c.Filter != nil {
+		filter, err := p.filter(c.Filter)
+		if err != nil {
+			return nil, err
+		}
+		p.add("seccomp", "no call that building a VM does not need, from the first instruction on", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, filter)
+	}
 	// By descriptor: the mapped uid need not be able to reach the path, it cannot be swapped in between, and being
 	// close-on-exec the process never holds its own binary (CVE-2019-5736).
-	p.add("execveat", "", unix.SYS_EXECVEAT, uintptr(exe), p.text(""), p.vector(args), p.vector(env), unix.AT_EMPTY_PATH)
+	p.add("execveat", "", unix.SYS_EXECVEAT, ExecFile, p.text(""), p.vector(append([]string{"spore-vmm"}, c.Args...)), p.vector(c.Env), unix.AT_EMPTY_PATH)
 	return p, nil
 }
 
@@ -111,12 +134,16 @@ var rlimits = []struct {
 	{unix.RLIMIT_CORE, 0, "guest memory never reaches the host's disk"},
 	{unix.RLIMIT_NOFILE, 1024, "one descriptor per vsock connection and event, and no more"},
 	{unix.RLIMIT_MSGQUEUE, 0, "no POSIX message queue is used"},
+	{unix.RLIMIT_MEMLOCK, 0, "nothing is locked into memory"},
+	{unix.RLIMIT_NPROC, 512, "vCPUs, disk workers and the runtime's threads; no fork bomb"},
 }
 
-func (p *plan) limits() {
+func (p *plan) limits(c *Config) {
 	for _, l := range rlimits {
 		p.add(fmt.Sprintf("rlimit %d", l.resource), l.why, unix.SYS_PRLIMIT64, 0, uintptr(l.resource), p.rlimit(l.value), 0)
 	}
+	p.add(fmt.Sprintf("rlimit %d", unix.RLIMIT_FSIZE), "no disk grows beyond what it was given", unix.SYS_PRLIMIT64, 0,
+		unix.RLIMIT_FSIZE, p.rlimit(c.FileSize), 0)
 }
 
 // signals gives the program what a new program expects: no signal blocked or ignored. Handlers are ours, in memory that

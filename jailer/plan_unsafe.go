@@ -4,6 +4,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"spore/jailer/seccomp"
 )
 
 // What calls point to lives as long as their plan, in memory that the collector does not move: the child has it at the
@@ -37,6 +39,23 @@ func (p *plan) vector(list []string) uintptr {
 
 func (p *plan) rlimit(value uint64) uintptr {
 	return hold(p, &unix.Rlimit{Cur: value, Max: value})
+}
+
+// filter is a compiled seccomp program as seccomp(2) takes it.
+func (p *plan) filter(program []byte) (uintptr, error) {
+	f, err := seccomp.Filter(program)
+	if err != nil {
+		return 0, err
+	}
+	p.held = append(p.held, f)
+	return hold(p, &unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}), nil
+}
+
+// haveCoreScheduling asks for this thread's cookie, which a kernel or processor without it refuses.
+func haveCoreScheduling() bool {
+	var cookie uint64
+	_, _, errno := unix.Syscall6(unix.SYS_PRCTL, unix.PR_SCHED_CORE, unix.PR_SCHED_CORE_GET, 0, unix.PR_SCHED_CORE_SCOPE_THREAD, uintptr(unsafe.Pointer(&cookie)), 0)
+	return errno == 0
 }
 
 // capabilities is a header and empty sets for capset(2).

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"spore/jailer"
 	"spore/vmm/api"
 )
 
@@ -72,7 +73,9 @@ type Config struct {
 
 	Root         RootDevice `json:"root_device"`
 	DebugConsole bool       `json:"debug_console,omitempty"`
-	AutoRemove   bool       `json:"auto_remove,omitempty"` // the record goes when the command ends
+
+	JailWithout []jailer.Layer `json:"jail_without,omitempty"` // layers that may be missing where the host does not offer them
+	AutoRemove  bool           `json:"auto_remove,omitempty"`  // the record goes when the command ends
 }
 
 // ErrConfig is matched by every error about what the user asked for.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -14,7 +15,6 @@ import (
 
 	"spore/internal/cleanup"
 	"spore/internal/wire"
-	"spore/jailer"
 	"spore/sandbox/broker"
 	"spore/vmm/api"
 )
@@ -27,7 +27,7 @@ const consoleKept = 64 << 10
 
 // machine is the supervisor's view of one jailed VMM.
 type machine struct {
-	process *jailer.Process
+	process *Jailed
 	control *os.File
 	broker  *broker.Broker
 	console *tail
@@ -65,7 +65,10 @@ func launch(cfg Config, host Host, writable string) (*machine, error) {
 		err = wire.Write(configIn, vmCfg) // it fits the socket's buffer, and the process need not wait for it
 	}
 	if err == nil {
-		err = m.start(host, fds.list)
+		m.process, err = Jail{
+			VMM: host.VMM, ID: cfg.ID, Files: fds.list, CPUs: cfg.CPUs, Memory: cfg.Memory, Disk: cfg.Disk,
+			Disks: filepath.Dir(writable), Without: cfg.JailWithout,
+		}.Start()
 	}
 	if err != nil {
 		return nil, errors.Join(err, undo.Run())
@@ -83,7 +86,7 @@ func (m *machine) describe(cfg Config, host Host, writable string, fds *files, u
 	var p pipes
 	file := func(f *os.File) api.File { return api.File(fds.add(f) - 1) } // 0 is the file after the configuration's
 	out := api.Config{
-		Version: api.Version, ID: cfg.ID, VCPUs: cfg.CPUs, Memory: cfg.Memory, RNG: true, Balloon: true,
+		Version: api.Version, ID: cfg.ID, VCPUs: cfg.CPUs, Memory: cfg.Memory, Balloon: true,
 		Boot: api.Boot{Initrd: api.NoFile}, Console: api.Console{Input: api.NoFile, UART: cfg.DebugConsole},
 	}
 	open := func(to *api.File, path string, flags int) error {
@@ -100,6 +103,11 @@ func (m *machine) describe(cfg Config, host Host, writable string, fds *files, u
 	if at := file(kvm); at != api.KVMFile {
 		panic(fmt.Sprintf("bug: /dev/kvm is file %d", at))
 	}
+	urandom, err := os.Open("/dev/urandom")
+	if err != nil {
+		return out, p, err
+	}
+	out.Entropy = file(urandom)
 	if err := open(&out.Boot.Kernel, host.Kernel, os.O_RDONLY); err != nil {
 		return out, p, fmt.Errorf("guest kernel: %w", err)
 	}
@@ -170,22 +178,6 @@ func (m *machine) connect(out *api.Config, p *pipes, file func(*os.File) api.Fil
 	return nil
 }
 
-// vmmEnv is the VMM's whole environment: its heap is a megabyte or two, which huge pages would round up to four, and until
-// it is configured one thread at a time is enough.
-var vmmEnv = []string{"GODEBUG=disablethp=1", "GOMAXPROCS=1"}
-
-// start runs spore-vmm in a jail with those descriptors.
-func (m *machine) start(host Host, fds []*os.File) error {
-	exe, err := os.Open(host.VMM)
-	if err != nil {
-		return fmt.Errorf("open VMM: %w", err)
-	}
-	defer exe.Close()
-	uid, gid := jailer.Identity(uint32(time.Now().UnixNano() >> 10))
-	m.process, err = jailer.Start(jailer.Config{Exe: exe, Env: vmmEnv, UID: uid, GID: gid, Files: fds, Stderr: os.Stderr})
-	return err
-}
-
 // follow reads all that the VMM says until it is gone, then settles m.
 func (m *machine) follow(p pipes) {
 	var readers sync.WaitGroup
@@ -207,6 +199,9 @@ func (m *machine) reap() error {
 	}
 	if err == nil && !st.Success() {
 		err = errors.New(st.String())
+	}
+	if released := m.process.Release(); released != nil {
+		m.log.Warn("release the jail", "error", released)
 	}
 	return err
 }

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spore/jailer"
 )
 
 // Kind is how a sandbox's command ended, in one word: the same in the CLI's JSON, the logs and the record.
@@ -43,6 +45,8 @@ type Outcome struct {
 	UserTime  time.Duration `json:"user_ns,omitempty"`   // CPU time in the guest
 	SysTime   time.Duration `json:"system_ns,omitempty"`
 	MaxRSS    int64         `json:"max_rss_bytes,omitempty"` // of the largest process
+
+	JailMissing []jailer.Layer `json:"jail_missing,omitempty"` // what the jail lacked on this host
 }
 
 // Ended reports whether there is an outcome.

@@ -136,6 +136,9 @@ func (sb *Sandbox) Remove() error {
 // removeHeld deletes the directory of a sandbox whose lock the caller holds. The record disappears in one
 // step, so a crash leaves either all of it or a directory that nobody lists.
 func (sb *Sandbox) removeHeld() error {
+	if err := sb.dropGroup(); err != nil {
+		return fmt.Errorf("remove sandbox %s: %w", sb.Ref(), err)
+	}
 	gone := sb.dir + ".gone"
 	if err := os.Rename(sb.dir, gone); err != nil {
 		return fmt.Errorf("remove sandbox %s: %w", sb.Ref(), err)
@@ -146,8 +149,31 @@ func (sb *Sandbox) removeHeld() error {
 	return nil
 }
 
-// Sweep deletes what a crash left of sandboxes half made or half removed.
+// Sweep deletes what a crash left: of sandboxes half made or half removed, and of the jails of killed supervisors.
 func (s *Store) Sweep() error {
+	return errors.Join(s.sweepRecords(), s.sweepJails())
+}
+
+func (s *Store) sweepJails() error {
+	all, err := s.List()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, sb := range all {
+		if sb.group() == "" {
+			continue // and its lock is not ours to touch: it may be starting
+		}
+		lock, err := sb.hold()
+		if err != nil {
+			continue // it runs, or is being removed
+		}
+		errs = append(errs, sb.dropGroup(), lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) sweepRecords() error {
 	unlock, err := s.lock()
 	if err != nil {
 		return err

@@ -50,6 +50,9 @@ func (sb *Sandbox) Supervise(ctx context.Context, host Host, s Streams, ready fu
 	if st.Status != Created && st.Status != Stopped { // its last supervisor was killed
 		st.Status = Stopped
 	}
+	if err := sb.dropGroup(); err != nil {
+		return Outcome{}, err
+	}
 	st.move(Starting)
 	st.Supervisor, st.Started, st.Ended, st.Outcome, st.Steps = os.Getpid(), time.Now().UTC(), time.Time{}, Outcome{}, nil
 	if err := sb.writeState(st); err != nil {
@@ -115,6 +118,7 @@ func (v *supervisor) run(ready func()) (outcome Outcome) {
 	if err != nil {
 		return hostError(err)
 	}
+	defer func() { outcome.JailMissing = m.process.Missing }()
 	v.machine = m
 	v.clock.Done("launch")
 	defer v.keepConsole()

@@ -47,7 +47,7 @@ func checkFiles(cfg *api.Config, env Env) error {
 	if env.Shell == nil {
 		needed["kvm"] = api.KVMFile
 	}
-	optional := map[string]api.File{"initrd": cfg.Boot.Initrd, "console output": cfg.Console.Output, "console input": cfg.Console.Input}
+	optional := map[string]api.File{"initrd": cfg.Boot.Initrd, "console output": cfg.Console.Output, "console input": cfg.Console.Input, "entropy": cfg.Entropy}
 	for i, d := range cfg.Disks {
 		needed[fmt.Sprintf("disk %d", i)] = d.File
 	}
@@ -64,6 +64,9 @@ func checkFiles(cfg *api.Config, env Env) error {
 		optional[what] = f
 	}
 	for what, f := range optional {
+		if f == api.KVMFile && what != "kvm" {
+			return fmt.Errorf("%w: %s is file %d, which is /dev/kvm", ErrConfig, what, f)
+		}
 		if int(f) >= len(files) || f >= 0 && files[f] == nil {
 			return fmt.Errorf("%w: %s is file %d of %d", ErrConfig, what, f, len(files))
 		}

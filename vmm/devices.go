@@ -130,11 +130,11 @@ func (m *Machine) addSerial(out *unblocking) error {
 	return m.vm.IRQFD(irq, serialGSI)
 }
 
-func (m *Machine) addRNG(Env) error {
-	if !m.cfg.RNG {
+func (m *Machine) addRNG(env Env) error {
+	if m.cfg.Entropy < 0 {
 		return nil
 	}
-	return m.add("rng", rng.New(entropy{}))
+	return m.add("rng", rng.New(entropy{env.Files[m.cfg.Entropy]}))
 }
 
 func (m *Machine) addBalloon(Env) error {
@@ -160,13 +160,10 @@ func (m *Machine) SetBalloon(bytes int64) error {
 	return m.balloon.SetTarget(uint64(bytes))
 }
 
-// entropy reads random bytes of the host's kernel.
-type entropy struct{}
+// entropy reads random bytes from /dev/urandom.
+type entropy struct{ file *os.File }
 
-func (entropy) Read(p []byte) (int, error) {
-	n, err := unix.Getrandom(p, 0)
-	return max(n, 0), err
-}
+func (e entropy) Read(p []byte) (int, error) { return e.file.Read(p) }
 
 // unblocking writes to a file whose writes fail instead of waiting: what the guest prints must not stop it, and a
 // reader that is gone must not either.

@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"os"
 	"testing"
 
 	"spore/vmm/api"
@@ -56,7 +57,7 @@ func TestVirtioRequestFromTheGuest(t *testing.T) {
 		load32(rngBuffer), outEAX(portProbe),
 		load32(rngBuffer+4), outEAX(portProbe),
 		off, halt)
-	m, p := newTestMachine(t, guest, func(cfg *api.Config, _ *Env) { cfg.RNG = true })
+	m, p := newTestMachine(t, guest, withEntropy(t))
 	if exit := finish(t, m); exit.Reason != api.ExitPowerOff {
 		t.Fatalf("ended with %+v", exit)
 	}
@@ -79,12 +80,25 @@ func TestTR09ResetUnderLoad(t *testing.T) {
 	head := asm([]byte{0x41, 0xbc}, le32(200)) // mov r12d, 200
 	back := -int32(len(body) + 5 + 4)
 	loop := asm(body, []byte{0x41, 0xff, 0xcc, 0x0f, 0x85}, le32(uint32(back))) // dec r12d; jnz back
-	m, _ := newTestMachine(t, asm(head, loop, off, halt), func(cfg *api.Config, _ *Env) { cfg.RNG = true })
+	m, _ := newTestMachine(t, asm(head, loop, off, halt), withEntropy(t))
 	if exit := finish(t, m); exit.Reason != api.ExitPowerOff {
 		t.Fatalf("ended with %+v", exit)
 	}
 	stats := m.Stats()["rng"]
 	if stats["transport_resets"] != 200 || stats["transport_failures"] != 0 {
 		t.Errorf("counters %v, want 200 resets and no failure", stats)
+	}
+}
+
+// withEntropy gives the machine an entropy device.
+func withEntropy(t *testing.T) func(*api.Config, *Env) {
+	return func(cfg *api.Config, env *Env) {
+		f, err := os.Open("/dev/urandom")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		cfg.Entropy = api.File(len(env.Files))
+		env.Files = append(env.Files, f)
 	}
 }

@@ -117,7 +117,7 @@ func newTestMachine(t *testing.T, c code, change func(*api.Config, *Env)) (*Mach
 	}
 	cfg := api.Config{
 		Version: api.Version, ID: t.Name(), VCPUs: 1, Memory: api.MinMemory, Test: true,
-		Control: api.NoFile, Log: api.NoFile,
+		Control: api.NoFile, Log: api.NoFile, Entropy: api.NoFile,
 		Boot:    api.Boot{Kernel: 1, Initrd: api.NoFile},
 		Console: api.Console{Output: api.NoFile, Input: api.NoFile},
 	}

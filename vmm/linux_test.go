@@ -99,6 +99,7 @@ func launch(t *testing.T, cfg api.Config, files ...string) *process {
 	cfg.Control = add(os.NewFile(uintptr(pair[1]), "control"), nil)
 	logOut, logIn, err := os.Pipe()
 	cfg.Log = add(logIn, err)
+	cfg.Entropy = add(os.Open("/dev/urandom"))
 	cfg.Version, cfg.Console.Input = api.Version, api.NoFile
 	p.cmd = exec.Command(vmmPath(), "-unjailed")
 	p.cmd.ExtraFiles = inherit
@@ -245,7 +246,7 @@ func TestLinuxBoots(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cfg := api.Config{
-				ID: "test", VCPUs: test.vcpus, Memory: test.memory, RNG: true, Balloon: true,
+				ID: "test", VCPUs: test.vcpus, Memory: test.memory, Balloon: true,
 				Boot: api.Boot{Kernel: 1, Initrd: 2, Cmdline: guest.Cmdline()},
 			}
 			p := launch(t, cfg, filepath.Join(filepath.Dir(vmlinux), test.kernel), initramfs(t, test.reboot))

@@ -20,9 +20,14 @@ import (
 
 // Env is what the process gives the machine beside its Config.
 type Env struct {
-	Files []*os.File    // Config's File indexes into it; the machine takes over all but the first, api.KVMFile
-	Shell *Shell        // the VM to use; nil makes one of Files[api.KVMFile]
-	Log   *slog.Logger  // nil is silent
+	Files []*os.File   // Config's File indexes into it; the machine takes over all but the first, api.KVMFile
+	Shell *Shell       // the VM to use; nil makes one of Files[api.KVMFile]
+	Log   *slog.Logger // nil is silent
+
+	// Confine narrows what the calling thread may do, for good. It is called on the thread of each vCPU before that
+	// enters the guest for the first time; the thread then lives as long as the process. nil is none.
+	Confine func() error
+
 	Clock *timing.Clock // collects the steps of New; nil is none
 }
 
@@ -47,6 +52,8 @@ type Machine struct {
 	balloon   *balloon.Device // nil without one
 	serialIRQ *os.File        // nil without a UART
 
+	confine func() error // for the thread of each vCPU; nil is none
+
 	gate    *gate
 	running sync.WaitGroup // vCPU goroutines
 
@@ -66,7 +73,7 @@ func New(cfg api.Config, env Env) (_ *Machine, err error) {
 		return nil, errors.Join(err, env.Shell.Close())
 	}
 	m := &Machine{
-		cfg: cfg, log: env.Log, gate: newGate(), ended: make(chan struct{}),
+		cfg: cfg, log: env.Log, confine: env.Confine, gate: newGate(), ended: make(chan struct{}),
 		mmio:  bus{name: "memory"},
 		ports: bus{name: "port", fill: 0xff}, // an undriven bus reads as ones
 	}
@@ -96,7 +103,8 @@ func New(cfg api.Config, env Env) (_ *Machine, err error) {
 		}
 	}
 	for _, c := range m.cpus {
-		m.running.Go(func() { m.loop(c) })
+		m.running.Add(1)
+		go m.loop(c)
 	}
 	return m, nil
 }

@@ -186,7 +186,7 @@ func TestNewRefusesBadConfigs(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			env := Env{Files: []*os.File{os.Stdin, os.Stdin}}
-			cfg := api.Config{Version: api.Version, VCPUs: 1, Memory: api.MinMemory, Control: api.NoFile, Log: api.NoFile,
+			cfg := api.Config{Version: api.Version, VCPUs: 1, Memory: api.MinMemory, Control: api.NoFile, Log: api.NoFile, Entropy: api.NoFile,
 				Boot: api.Boot{Kernel: 1, Initrd: api.NoFile}, Console: api.Console{Output: api.NoFile, Input: api.NoFile}}
 			if err := check(&cfg, env); err != nil {
 				t.Fatalf("before the change: %v", err)

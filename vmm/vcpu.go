@@ -20,11 +20,30 @@ type vcpu struct {
 	kicks atomic.Uint64 // returns because of a signal, wanted or not
 }
 
-// loop runs the vCPU until the machine ends. It is the body of the vCPU's goroutine.
+// loop is the life of a vCPU's goroutine.
 func (m *Machine) loop(c *vcpu) {
 	c.kvm.Bind() // and never unlocked: the thread ends with the goroutine
-	for m.gate.pass() {
-		reason, detail := m.enter(c)
+	m.turns(c)
+	m.running.Done()
+	if m.confine != nil {
+		select {} // a confined thread may not even end
+	}
+}
+
+// turns runs the guest whenever the gate is open, until the machine ends.
+func (m *Machine) turns(c *vcpu) {
+	for confined := m.confine == nil; m.gate.pass(); {
+		var reason api.ExitReason
+		var detail string
+		if !confined {
+			confined = true
+			if err := m.confine(); err != nil {
+				reason, detail = api.ExitInternal, fmt.Sprintf("vCPU %d: confine its thread: %v", c.id, err)
+			}
+		}
+		if reason == "" {
+			reason, detail = m.enter(c)
+		}
 		m.gate.leave()
 		if reason != "" {
 			m.end(reason, detail)

@@ -5,6 +5,9 @@ import (
 	"spore/vmm/policy"
 )
 
-// The process is born in its jail. The filter comes once every descriptor is made and before the guest's first
-// instruction.
-func installFilter() error { return seccomp.Install(policy.Program) }
+// The process is born in its jail, with the filter of the building stage. The next comes once every descriptor is made
+// and before the guest's first instruction.
+func installFilter() error { return seccomp.Install(policy.RunningProgram) }
+
+// confineVCPU is for the thread of a vCPU, after installFilter.
+func confineVCPU() error { return seccomp.InstallThread(policy.VCPUProgram) }

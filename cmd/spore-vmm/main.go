@@ -8,6 +8,7 @@
 // do its job; the reason is then on standard error too.
 
 //go:debug containermaxprocs=0
+//go:debug decoratemappings=0
 //go:debug updatemaxprocs=0
 package main
 
@@ -59,8 +60,12 @@ func run(unjailed bool) error {
 	if cfg.Control < 0 {
 		return errors.New("configuration names no control socket")
 	}
+	env := vmm.Env{Files: files, Shell: shell, Log: log, Clock: clock}
+	if !unjailed {
+		env.Confine = confineVCPU
+	}
 	server := control.New(files[cfg.Control], log)
-	if err := serve(cfg, vmm.Env{Files: files, Shell: shell, Log: log, Clock: clock}, server, unjailed); err != nil {
+	if err := serve(cfg, env, server, unjailed); err != nil {
 		server.Event(api.Event{Kind: api.EventExit, Reason: api.ExitInternal, Detail: err.Error()})
 		return err
 	}

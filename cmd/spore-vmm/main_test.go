@@ -96,9 +96,10 @@ func inherit(t *testing.T, guest []byte) (cfg api.Config, files []*os.File, conf
 		check(os.Open(image)),
 		logWrite,
 		check(os.OpenFile(disk, os.O_RDWR, 0)),
+		check(os.Open("/dev/urandom")),
 	}
 	cfg = api.Config{
-		Version: api.Version, ID: "test", VCPUs: 1, Memory: api.MinMemory, Test: true, RNG: true, Balloon: true,
+		Version: api.Version, ID: "test", VCPUs: 1, Memory: api.MinMemory, Test: true, Entropy: 5, Balloon: true,
 		Control: 1, Boot: api.Boot{Kernel: 2, Initrd: api.NoFile}, Log: 3, Disks: []api.Disk{{File: 4, ID: "disk"}},
 		Console: api.Console{Output: api.NoFile, Input: api.NoFile},
 	}

@@ -7,6 +7,7 @@ import (
 
 	"spore/internal/testenv"
 	"spore/jailer"
+	"spore/vmm/policy"
 )
 
 // vmmProcess is a spore-vmm under test, in a jail or not.
@@ -57,7 +58,8 @@ func launch(t *testing.T, jailed bool, files []*os.File) (*vmmProcess, said) {
 		}
 		defer exe.Close()
 		uid, gid := jailer.Identity(1)
-		inmate, err := jailer.Start(jailer.Config{Exe: exe, Env: []string{"GODEBUG=disablethp=1"}, UID: uid, GID: gid, Files: files, Stderr: stderr})
+		inmate, err := jailer.Start(jailer.Config{Exe: exe, Env: []string{"GODEBUG=disablethp=1"}, UID: uid, GID: gid, Files: files, Stderr: stderr,
+			Filter: policy.BuildingProgram, FileSize: 1 << 20, Without: jailer.Optional()})
 		if err != nil {
 			t.Fatal(err)
 		}

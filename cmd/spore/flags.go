@@ -3,11 +3,13 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"spore/jailer"
 	"spore/rootfs"
 	"spore/sandbox"
 )
@@ -35,6 +37,7 @@ func sandboxFlags() []cli.Flag {
 		&cli.StringFlag{Name: "root-device", Usage: "how the guest sees the image: `block` or pmem (shares the host's page cache)", Value: string(sandbox.RootBlock)},
 		&cli.StringFlag{Name: "pull", Usage: "`missing`, always or never pull the image first", Value: "missing"},
 		&cli.StringFlag{Name: "kernel", Usage: "guest kernel `FILE`, a vmlinux or bzImage", EnvVars: []string{"SPORE_KERNEL"}, DefaultText: "Spore's own"},
+		&cli.StringSliceFlag{Name: "jail-without", Usage: "run even if the host cannot offer this `LAYER` of the jail: landlock, cgroup", EnvVars: []string{"SPORE_JAIL_WITHOUT"}},
 		&cli.BoolFlag{Name: "debug-console", Usage: "add a serial port to the guest and log its console"},
 	}
 }
@@ -52,6 +55,12 @@ func sandboxConfig(c *cli.Context, image rootfs.Image, args []string) (sandbox.C
 		TTY: c.Bool("tty"), Stdin: c.Bool("interactive"), Hostname: c.String("hostname"),
 		CPUs: c.Int("cpus"), Pids: c.Int("pids"), Timeout: c.Duration("timeout"), ReadOnly: c.Bool("read-only"),
 		Root: sandbox.RootDevice(c.String("root-device")), DebugConsole: c.Bool("debug-console"), AutoRemove: c.Bool("rm"),
+	}
+	for _, name := range c.StringSlice("jail-without") {
+		if !slices.Contains(jailer.Optional(), jailer.Layer(name)) {
+			return cfg, usagef(c, "--jail-without %s: no layer that may be missing; there are %v", name, jailer.Optional())
+		}
+		cfg.JailWithout = append(cfg.JailWithout, jailer.Layer(name))
 	}
 	var err error
 	for _, size := range []struct {

@@ -20,18 +20,19 @@ const instructionSize = 8 // struct sock_filter
 var ErrProgram = errors.New("not a seccomp program")
 
 // Install puts the program, an array of struct sock_filter as libseccomp exports it, on every thread of the
-// process (SECCOMP_FILTER_FLAG_TSYNC), for good. It sets no_new_privs first. It fails if a thread already has
-// another filter. See seccomp(2).
+// process (SECCOMP_FILTER_FLAG_TSYNC), for good. The process has no_new_privs; the jail sees to it. It fails if a thread
+// already has another filter. See seccomp(2).
 func Install(program []byte) error { return install(program, unix.SECCOMP_FILTER_FLAG_TSYNC) }
 
 // InstallThread puts the program on the calling thread only, beside what it already has: the narrower one
 // decides. The caller has locked its goroutine to the thread and never unlocks it.
 func InstallThread(program []byte) error { return install(program, 0) }
 
-func install(program []byte, flags uintptr) error {
+// Filter is the program as the kernel takes it.
+func Filter(program []byte) ([]unix.SockFilter, error) {
 	n := len(program) / instructionSize
 	if n == 0 || n > maxInstructions || len(program)%instructionSize != 0 {
-		return fmt.Errorf("install filter: %w: %d bytes", ErrProgram, len(program))
+		return nil, fmt.Errorf("install filter: %w: %d bytes", ErrProgram, len(program))
 	}
 	filter := make([]unix.SockFilter, n)
 	for i := range filter {
@@ -40,12 +41,15 @@ func install(program []byte, flags uintptr) error {
 			Code: binary.LittleEndian.Uint16(b), Jt: b[2], Jf: b[3], K: binary.LittleEndian.Uint32(b[4:]),
 		}
 	}
-	prog := unix.SockFprog{Len: uint16(n), Filter: &filter[0]}
-	runtime.LockOSThread() // both calls must land on the same thread
-	defer runtime.UnlockOSThread()
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return os.NewSyscallError("prctl", err)
+	return filter, nil
+}
+
+func install(program []byte, flags uintptr) error {
+	filter, err := Filter(program)
+	if err != nil {
+		return err
 	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	// SAFETY: prog and filter are kept alive past the call, which copies them.
 	tid, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
 	runtime.KeepAlive(filter)

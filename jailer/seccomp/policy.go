@@ -2,20 +2,33 @@
 // table with a reason per rule; it is compiled to BPF by libseccomp when the project is built (see
 // vmm/policy), so the process that installs it needs neither cgo nor a compiler.
 //
-// The default action of every policy is to kill the process. There is no way to say otherwise.
+// The default action of every policy is to kill the process. There is no way to say otherwise, but a rule may refuse a
+// call with an error, for what a library tries and can do without.
 package seccomp
 
 import "fmt"
 
-// Policy is the list of what is allowed. Rules for the same call add up: any of them that matches allows it.
+// Policy is the list of what is allowed or refused; everything else kills. Rules for the same call add up: the first
+// that matches decides. A refusal has no Args, and is the only rule of its call.
 type Policy []Rule
 
-// Rule allows one system call, for a reason.
+// Rule allows one system call, for a reason, or refuses it.
 type Rule struct {
-	Call string // name as in the manual
-	Args []Arg  // all must match; none means any arguments
-	Why  string // who calls it and when; empty is a test failure
+	Call  string // name as in the manual
+	Args  []Arg  // all must match; none means any arguments
+	Errno uint16 // 0 allows the call; anything else is the error it gets instead
+	Why   string // who calls it and when; empty is a test failure
 }
+
+// Action is what happens to a call.
+type Action uint32
+
+// Actions, with the kernel's values (linux/seccomp.h). Refuse is combined with the error number.
+const (
+	Kill   Action = 0x80000000
+	Refuse Action = 0x00050000
+	Allow  Action = 0x7fff0000
+)
 
 // Arg is a condition on one argument of a call: (argument & Mask) == Value. A zero Mask means all 64 bits.
 type Arg struct {
@@ -41,9 +54,9 @@ func (a Arg) Match(args [6]uint64) bool {
 	return args[a.Index]&a.Mask == a.Value
 }
 
-// Allows reports whether p allows a call by that name with these arguments. It is the meaning that the
-// compiled program is tested against.
-func (p Policy) Allows(call string, args [6]uint64) bool {
+// Decide returns what p does to a call by that name with these arguments. It is the meaning that the compiled program
+// is tested against.
+func (p Policy) Decide(call string, args [6]uint64) Action {
 next:
 	for _, r := range p {
 		if r.Call != call {
@@ -54,17 +67,25 @@ next:
 				continue next
 			}
 		}
-		return true
+		if r.Errno != 0 {
+			return Refuse | Action(r.Errno)
+		}
+		return Allow
 	}
-	return false
+	return Kill
 }
 
-// Calls returns the distinct names, in order of first mention.
-func (p Policy) Calls() []string {
+// Allowed returns the distinct names of calls that are allowed, with whatever arguments, in order of first mention.
+func (p Policy) Allowed() []string { return p.names(func(r Rule) bool { return r.Errno == 0 }) }
+
+// Calls returns the distinct names that p mentions, in order of first mention.
+func (p Policy) Calls() []string { return p.names(func(Rule) bool { return true }) }
+
+func (p Policy) names(which func(Rule) bool) []string {
 	var names []string
 	seen := map[string]bool{}
 	for _, r := range p {
-		if !seen[r.Call] {
+		if which(r) && !seen[r.Call] {
 			seen[r.Call] = true
 			names = append(names, r.Call)
 		}
@@ -74,8 +95,14 @@ func (p Policy) Calls() []string {
 
 // Validate reports the first rule without a name or a reason, or with an impossible condition.
 func (p Policy) Validate() error {
+	times := map[string]int{}
+	for _, r := range p {
+		times[r.Call]++
+	}
 	for i, r := range p {
 		switch {
+		case r.Errno != 0 && (len(r.Args) > 0 || times[r.Call] > 1):
+			return fmt.Errorf("rule %d, %s: a refusal is for all arguments and the only rule of its call", i, r.Call)
 		case r.Call == "":
 			return fmt.Errorf("rule %d: no system call", i)
 		case r.Why == "":

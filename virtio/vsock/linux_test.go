@@ -139,8 +139,9 @@ func boot(t testing.TB) *broker.Broker {
 	}
 	configRead, configWrite, err := os.Pipe()
 	add(configRead, err)
-	cfg := api.Config{Version: api.Version, ID: "vsock", VCPUs: 1, Memory: 256 << 20, RNG: true, Log: api.NoFile}
+	cfg := api.Config{Version: api.Version, ID: "vsock", VCPUs: 1, Memory: 256 << 20, Log: api.NoFile}
 	add(os.OpenFile("/dev/kvm", os.O_RDWR, 0)) // api.KVMFile
+	cfg.Entropy = add(os.Open("/dev/urandom"))
 	cfg.Boot = api.Boot{Kernel: add(os.Open(kernelPath())), Initrd: add(os.Open(initramfs(t))), Cmdline: guest.Cmdline() + os.Getenv("SPORE_CMDLINE")}
 	control, theirs := sockets(unix.SOCK_STREAM)
 	cfg.Control = add(theirs, nil)

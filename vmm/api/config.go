@@ -43,7 +43,7 @@ type Config struct {
 	Pmem    []Pmem  `json:"pmem,omitempty"`
 	Vsock   *Vsock  `json:"vsock,omitempty"`
 	Console Console `json:"console"`
-	RNG     bool    `json:"rng"`     // virtio entropy device, fed by getrandom(2)
+	Entropy File    `json:"entropy"` // /dev/urandom for the entropy device, or NoFile for none
 	Balloon bool    `json:"balloon"` // virtio balloon: inflate, deflate on OOM, statistics, free page reporting
 
 	// Test marks a bare-metal guest: Boot.Kernel is a flat image loaded and entered at 1 MiB in 64-bit mode,
@@ -96,7 +96,7 @@ type Console struct {
 
 // Files lists every File that c names, NoFile included and KVMFile not, in no particular order.
 func (c *Config) Files() []File {
-	out := []File{c.Control, c.Log, c.Boot.Kernel, c.Boot.Initrd, c.Console.Output, c.Console.Input}
+	out := []File{c.Control, c.Log, c.Entropy, c.Boot.Kernel, c.Boot.Initrd, c.Console.Output, c.Console.Input}
 	for _, d := range c.Disks {
 		out = append(out, d.File)
 	}

@@ -1,6 +1,9 @@
-// Package policy is the system-call policy of spore-vmm: which calls the process may make once the guest
-// runs, each with its reason. The compiled programs beside it are made from the table by
-// "go generate ./vmm/policy"; a test holds them against it for every system call number.
+// Package policy is the system-call policy of spore-vmm: which calls the process may make at each stage of its life,
+// each with its reason. The compiled programs beside it are made from the tables by "go generate ./vmm/policy"; a test
+// holds them against the tables for every system call number.
+//
+// The stages stack, and a later one only narrows: the process is born with building, all its threads get running before
+// the guest's first instruction, and each vCPU's thread gets vcpu on top.
 package policy
 
 import (
@@ -13,10 +16,31 @@ import (
 
 //go:generate go run ./compile
 
-// Program is the compiled form of Running, an array of struct sock_filter.
-//
-//go:embed running_amd64.bpf
-var Program []byte
+// The compiled stages, arrays of struct sock_filter.
+var (
+	//go:embed building_amd64.bpf
+	BuildingProgram []byte
+	//go:embed running_amd64.bpf
+	RunningProgram []byte
+	//go:embed vcpu_amd64.bpf
+	VCPUProgram []byte
+)
+
+// Stage is a policy with its name and its compiled form.
+type Stage struct {
+	Name    string
+	Policy  seccomp.Policy
+	Program []byte
+}
+
+// Stages returns all, in the order in which they are put on.
+func Stages() []Stage {
+	return []Stage{
+		{"building", Building(), BuildingProgram},
+		{"running", Running(), RunningProgram},
+		{"vcpu", VCPU(), VCPUProgram},
+	}
+}
 
 // goClone are the only clone flags the Go runtime uses: a thread of this process, nothing else.
 const goClone = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND |
@@ -24,61 +48,84 @@ const goClone = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SI
 
 const kvmRun = 0xae80 // KVM_RUN
 
-// Running is what the process may do from just before the first guest instruction until its end.
-// There is no open, socket, connect, execve, ptrace or mprotect, and no memory is ever executable.
+// Running is what the process may do from just before the first guest instruction until its end. There is no open,
+// socket, connect, execve, ptrace or mprotect, and no memory is ever executable.
 func Running() seccomp.Policy {
 	var p seccomp.Policy
-	for _, group := range []seccomp.Policy{goRuntime, vcpus, blockDevice, sockets, control} {
+	for _, group := range []seccomp.Policy{scheduling, memory, poller, signals, threads, enterGuest, blockDevice, sockets, control} {
 		p = append(p, group...)
 	}
 	return p
 }
 
-// goRuntime is what any Go 1.26 program does by itself after start-up.
-var goRuntime = seccomp.Policy{
-	{Call: "futex", Why: "every lock and park of the runtime"},
-	{Call: "nanosleep", Why: "the runtime's monitor thread and spinning"},
-	{Call: "sched_yield", Why: "spinning on a runtime lock"},
-	{Call: "epoll_pwait", Why: "the network poller, which waits for kicks and sockets"},
-	{Call: "epoll_ctl", Why: "a descriptor that joins or leaves the poller"},
-	{Call: "mmap", Args: []seccomp.Arg{seccomp.Lacks(2, unix.PROT_EXEC)}, Why: "the heap grows; guest memory is mapped before the filter"},
-	{Call: "munmap", Why: "the heap shrinks; thread stacks go"},
-	{Call: "madvise", Why: "the scavenger gives memory back; the balloon gives guest memory back"},
-	{Call: "prctl", Args: []seccomp.Arg{seccomp.Equal(0, unix.PR_SET_VMA)}, Why: "the runtime names its mappings"},
-	{Call: "rt_sigprocmask", Why: "thread start and signal delivery"},
-	{Call: "rt_sigreturn", Why: "return from a signal handler"},
-	{Call: "sigaltstack", Why: "thread start and exit"},
-	{Call: "gettid", Why: "thread start"},
-	{Call: "getpid", Why: "preemption and vCPU kicks name the process"},
-	{Call: "tgkill", Why: "preemption and vCPU kicks by SIGURG"},
-	{Call: "clone", Args: []seccomp.Arg{seccomp.Masked(0, ^uint64(unix.CLONE_SETTLS), goClone)}, Why: "a new thread of the runtime, never a process"},
-	{Call: "getrandom", Why: "hash seeds of new threads and maps; the entropy device"},
-	{Call: "restart_syscall", Why: "the kernel resumes an interrupted sleep"},
-	{Call: "exit", Why: "a thread locked by its goroutine ends with it"},
-	{Call: "exit_group", Why: "the process ends"},
+// VCPU is what the thread of a vCPU may do: run the guest, answer its register accesses, and be a thread of Go's.
+func VCPU() seccomp.Policy {
+	var p seccomp.Policy
+	for _, group := range []seccomp.Policy{scheduling, memory, signals, enterGuest, vcpuThread} {
+		p = append(p, group...)
+	}
+	return p
 }
 
-var vcpus = seccomp.Policy{
+// What any Go 1.26 program does by itself after its start, in the parts that every thread needs and those that only
+// some do.
+var (
+	scheduling = seccomp.Policy{
+		{Call: "futex", Why: "every lock and park of the runtime"},
+		{Call: "nanosleep", Why: "the runtime's monitor thread and spinning"},
+		{Call: "sched_yield", Why: "spinning on a runtime lock"},
+		{Call: "restart_syscall", Why: "the kernel resumes a sleep that a freeze of the cgroup interrupted"},
+		{Call: "exit_group", Why: "the process ends"},
+	}
+	memory = seccomp.Policy{
+		{Call: "mmap", Args: []seccomp.Arg{seccomp.Lacks(2, unix.PROT_EXEC)}, Why: "the heap grows; guest memory is mapped before the filter"},
+		{Call: "madvise", Why: "the scavenger gives memory back; the balloon gives guest memory back"},
+		{Call: "munmap", Errno: uint16(unix.EPERM), Why: "the runtime gives back the ends of an aligned reservation, and does not look whether it could"},
+	}
+	signals = seccomp.Policy{
+		{Call: "rt_sigprocmask", Why: "thread start and signal delivery"},
+		{Call: "rt_sigreturn", Why: "return from a signal handler"},
+		{Call: "getpid", Why: "preemption and vCPU kicks name the process"},
+		{Call: "tgkill", Why: "preemption and vCPU kicks by SIGURG"},
+	}
+	poller = seccomp.Policy{
+		{Call: "epoll_pwait", Why: "the network poller, which waits for kicks and sockets"},
+		{Call: "epoll_ctl", Why: "a descriptor that joins or leaves the poller"},
+	}
+	threads = seccomp.Policy{
+		{Call: "clone", Args: []seccomp.Arg{seccomp.Masked(0, ^uint64(unix.CLONE_SETTLS), goClone)}, Why: "a new thread of the runtime, never a process"},
+		{Call: "gettid", Why: "thread start"},
+		{Call: "sigaltstack", Why: "thread start and end"},
+		{Call: "seccomp", Args: []seccomp.Arg{seccomp.Equal(0, unix.SECCOMP_SET_MODE_FILTER), seccomp.Equal(1, 0)},
+			Why: "each vCPU's thread narrows itself; a filter can only take away"},
+	}
+)
+
+var enterGuest = seccomp.Policy{
 	{Call: "ioctl", Args: []seccomp.Arg{seccomp.Equal(1, kvmRun)}, Why: "enter the guest; every other KVM ioctl is over by now"},
 }
 
+var vcpuThread = seccomp.Policy{
+	{Call: "epoll_pwait", Why: "the runtime looks at the poller when it starts the world after a collection"},
+	{Call: "read", Why: "it empties the poller's own event counter then"},
+	{Call: "write", Why: "kicks, interrupts, the poller's wake-up, log and serial output"},
+}
+
 var blockDevice = seccomp.Policy{
-	{Call: "preadv2", Why: "virtio-blk reads, some of which must not wait"},
-	{Call: "pwritev2", Why: "virtio-blk writes"},
+	{Call: "preadv2", Why: "virtio-blk reads, some of which must not wait; vsock: host bytes go straight into guest buffers"},
+	{Call: "pwritev2", Why: "virtio-blk writes; vsock: guest bytes go straight to the host's socket"},
 	{Call: "fdatasync", Why: "virtio-blk flush"},
 	{Call: "fallocate", Why: "virtio-blk discard and write-zeroes"},
 }
 
 var sockets = seccomp.Policy{
 	{Call: "recvmsg", Why: "the broker hands over connected sockets"},
-	{Call: "readv", Why: "vsock: host bytes go straight into guest buffers"},
-	{Call: "writev", Why: "vsock: guest bytes go straight to the host's socket"},
 	{Call: "shutdown", Why: "vsock: a half-closed connection"},
-	{Call: "fcntl", Why: "a descriptor that was handed over becomes non-blocking"},
+	{Call: "fcntl", Args: []seccomp.Arg{seccomp.Equal(1, unix.F_GETFL)}, Why: "is a descriptor that was handed over non-blocking"},
 	{Call: "close", Why: "a connection ends"},
 }
 
 var control = seccomp.Policy{
-	{Call: "read", Why: "control requests, event counters, host sockets"},
+	{Call: "read", Why: "control requests, event counters, host sockets, entropy"},
 	{Call: "write", Why: "control replies, event counters, console and log"},
 }

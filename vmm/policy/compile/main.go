@@ -13,9 +13,11 @@ import (
 )
 
 func main() {
-	if err := export(policy.Running(), "running_amd64.bpf"); err != nil {
-		fmt.Fprintln(os.Stderr, "compile:", err)
-		os.Exit(1)
+	for _, s := range policy.Stages() {
+		if err := export(s.Policy, s.Name+"_amd64.bpf"); err != nil {
+			fmt.Fprintf(os.Stderr, "compile %s: %v\n", s.Name, err)
+			os.Exit(1)
+		}
 	}
 }
 
@@ -51,6 +53,9 @@ func add(filter *libseccomp.ScmpFilter, r seccomp.Rule) error {
 	call, err := libseccomp.GetSyscallFromName(r.Call)
 	if err != nil {
 		return err
+	}
+	if r.Errno != 0 {
+		return filter.AddRuleExact(call, libseccomp.ActErrno.SetReturnCode(int16(r.Errno)))
 	}
 	if len(r.Args) == 0 {
 		return filter.AddRuleExact(call, libseccomp.ActAllow)

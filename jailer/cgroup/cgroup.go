@@ -1,0 +1,218 @@
+// Package cgroup gives each jailed process a cgroup v2 directory of its own, below one that the caller may write: what
+// the process can use of the host is bounded, and all of it can be frozen and killed at once.
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	mountPoint = "/sys/fs/cgroup"
+	parent     = "spore" // below which root's groups are
+)
+
+// ErrUnavailable says that there is no cgroup v2 directory with the needed controllers that this process may write.
+var ErrUnavailable = errors.New("no cgroup to be had")
+
+// Limits of a group. Zero leaves a limit as it is, unlimited by default.
+type Limits struct {
+	Memory int64   // bytes, page cache included; never swapped
+	Pids   int     // threads count
+	CPUs   float64 // processors' worth of time
+	IO     []IO
+}
+
+// IO bounds what the group reads and writes of one block device. Zero is no limit.
+type IO struct {
+	Major, Minor                   uint32
+	ReadBytes, WriteBytes          uint64 // per second
+	ReadOperations, WriteOperation uint64 // per second
+}
+
+// Group is one cgroup directory.
+type Group struct{ dir *os.File }
+
+// controllers that a group's limits need.
+var controllers = []string{"cpu", "memory", "pids", "io"}
+
+// Root returns the directory that groups of this process are below, and makes it ready: /sys/fs/cgroup/spore for root,
+// and the delegated cgroup that the process is in for others. It may be called again and again.
+func Root() (string, error) {
+	base, err := root()
+	if err != nil {
+		return "", err
+	}
+	if os.Geteuid() == 0 {
+		if err := enable(mountPoint); err != nil {
+			return "", err
+		}
+	}
+	if err := os.Mkdir(base, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return base, enable(base)
+}
+
+func root() (string, error) {
+	if os.Geteuid() == 0 {
+		return filepath.Join(mountPoint, parent), nil
+	}
+	own, err := ownPath()
+	return filepath.Join(own, parent), err
+}
+
+// Path is where a group of that name is, if there is one.
+func Path(name string) (string, error) {
+	base, err := root()
+	return filepath.Join(base, name), err
+}
+
+// ownPath is the directory of the cgroup that this process is in.
+func ownPath() (string, error) {
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(b)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return filepath.Join(mountPoint, path), nil
+		}
+	}
+	return "", fmt.Errorf("%w: this process is in no cgroup v2 group", ErrUnavailable)
+}
+
+// enable gives the controllers to the groups below dir.
+func enable(dir string) error {
+	have, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	there := strings.Fields(string(have))
+	for _, c := range controllers {
+		found := false
+		for _, h := range there {
+			found = found || h == c
+		}
+		if !found {
+			return fmt.Errorf("%w: %s has no %s controller", ErrUnavailable, dir, c)
+		}
+	}
+	if err := write(dir, "cgroup.subtree_control", "+"+strings.Join(controllers, " +")); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+// Create makes the group of that name, which no other has, with limits. The caller removes it.
+func Create(name string, l Limits) (_ *Group, err error) {
+	root, err := Root()
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(root, name)
+	if name != filepath.Base(name) || name == "." || name == ".." {
+		return nil, fmt.Errorf("make cgroup: %q is no name", name)
+	}
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return nil, fmt.Errorf("make cgroup: %w", err) // JAIL-11: an existing one is not ours
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, unix.Rmdir(path))
+		}
+	}()
+	for _, s := range l.settings() {
+		if err := write(path, s[0], s[1]); err != nil && !(s[2] == "optional" && errors.Is(err, fs.ErrNotExist)) {
+			return nil, fmt.Errorf("limit cgroup: %w", err)
+		}
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("make cgroup: %w", err)
+	}
+	return &Group{dir}, nil
+}
+
+// settings are file, content, and whether a kernel may lack the file.
+func (l Limits) settings() [][3]string {
+	const period = 100_000 // µs
+	var s [][3]string
+	if l.Memory > 0 {
+		s = append(s, [3]string{"memory.max", strconv.FormatInt(l.Memory, 10), ""}, [3]string{"memory.swap.max", "0", "optional"},
+			[3]string{"memory.oom.group", "1", ""})
+	}
+	if l.Pids > 0 {
+		s = append(s, [3]string{"pids.max", strconv.Itoa(l.Pids), ""})
+	}
+	if l.CPUs > 0 {
+		s = append(s, [3]string{"cpu.max", fmt.Sprintf("%d %d", int(l.CPUs*period), period), ""})
+	}
+	for _, d := range l.IO {
+		line := fmt.Sprintf("%d:%d", d.Major, d.Minor)
+		for _, v := range []struct {
+			key   string
+			value uint64
+		}{{"rbps", d.ReadBytes}, {"wbps", d.WriteBytes}, {"riops", d.ReadOperations}, {"wiops", d.WriteOperation}} {
+			if v.value > 0 {
+				line += fmt.Sprintf(" %s=%d", v.key, v.value)
+			}
+		}
+		s = append(s, [3]string{"io.max", line, ""})
+	}
+	return s
+}
+
+// Dir is the group's directory, for a process to be born into. It is the group's own.
+func (g *Group) Dir() *os.File { return g.dir }
+
+// Path is the group's directory by name.
+func (g *Group) Path() string { return g.dir.Name() }
+
+// Freeze stops every process of the group, or lets it go on.
+func (g *Group) Freeze(stop bool) error {
+	v := "0"
+	if stop {
+		v = "1"
+	}
+	return write(g.Path(), "cgroup.freeze", v)
+}
+
+// Remove kills what is left in the group, waits for its end, and removes the group. ctx bounds the wait.
+func (g *Group) Remove(ctx context.Context) error {
+	return errors.Join(Remove(ctx, g.Path()), g.dir.Close())
+}
+
+// Remove is for a group that another process made and did not remove. A group that is not there is removed.
+func Remove(ctx context.Context, path string) error {
+	err := write(path, "cgroup.kill", "1")
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+	}
+	if err := waitEmpty(ctx, path); err != nil {
+		return fmt.Errorf("remove cgroup: %w", err)
+	}
+	if err := unix.Rmdir(path); err != nil && err != unix.ENOENT {
+		return fmt.Errorf("remove cgroup %s: %w", path, err)
+	}
+	return nil
+}
+
+func write(dir, file, content string) error {
+	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(content)
+	return errors.Join(err, f.Close())
+}

@@ -1,0 +1,129 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spore/jailer"
+	"spore/jailer/cgroup"
+	"spore/vmm/policy"
+)
+
+// vmmEnv is the VMM's whole environment: its heap is a megabyte or two, which huge pages would round up to four, and until
+// it is configured one thread at a time is enough.
+var vmmEnv = []string{"GODEBUG=disablethp=1", "GOMAXPROCS=1"}
+
+// vmmOverhead is what the VMM may use of memory beside the guest's, in bytes: its own, page tables, socket buffers and
+// some page cache of its disks, which the kernel charges to it.
+const vmmOverhead = 192 << 20
+
+// vmmThreads bounds the VMM's threads: vCPUs, disk workers, and those of the runtime.
+const vmmThreads = 512
+
+// cgroupLimit bounds the wait for a killed process to be gone.
+const cgroupLimit = 10 * time.Second
+
+// Jail is what a VMM is jailed with: it and nothing else of the host is what the guest can reach.
+type Jail struct {
+	VMM     string         // path of spore-vmm
+	ID      string         // of the sandbox
+	Files   []*os.File     // descriptor 3 and on: the configuration and api.Config's files
+	CPUs    int            // of the guest
+	Memory  int64          // of the guest, in bytes
+	Disk    int64          // the largest writable disk, in bytes
+	Disks   string         // the directory that it is in; "" if there is none
+	Without []jailer.Layer // that may be missing
+}
+
+// Jailed is a running VMM in its jail.
+type Jailed struct {
+	*jailer.Process
+	group *cgroup.Group // nil without one
+}
+
+// Start puts the VMM into its jail. The caller waits for the process and then calls Release.
+func (j Jail) Start() (_ *Jailed, err error) {
+	exe, err := os.Open(j.VMM)
+	if err != nil {
+		return nil, fmt.Errorf("open VMM: %w", err)
+	}
+	defer exe.Close()
+	group, err := j.group()
+	if err != nil {
+		return nil, err
+	}
+	slot := fnv.New32a()
+	slot.Write([]byte(j.ID))
+	uid, gid := jailer.Identity(slot.Sum32())
+	cfg := jailer.Config{
+		Exe: exe, Env: vmmEnv, UID: uid, GID: gid, Files: j.Files, Stderr: os.Stderr,
+		Filter: policy.BuildingProgram, FileSize: uint64(j.Disk), Without: j.Without,
+	}
+	if group != nil {
+		cfg.Cgroup = group.Dir()
+	}
+	p, err := jailer.Start(cfg)
+	if err != nil {
+		return nil, errors.Join(err, release(group))
+	}
+	return &Jailed{p, group}, nil
+}
+
+// group makes the cgroup of the sandbox's name, or returns nil where there is none to be had and that is allowed.
+func (j Jail) group() (*cgroup.Group, error) {
+	limits := cgroup.Limits{Memory: j.Memory + vmmOverhead, Pids: vmmThreads, CPUs: float64(j.CPUs) + 1}
+	var fs unix.Statfs_t
+	if j.Disks != "" && unix.Statfs(j.Disks, &fs) == nil && fs.Type == unix.TMPFS_MAGIC {
+		limits.Memory += j.Disk // its pages are the group's
+	}
+	g, err := cgroup.Create(j.ID, limits)
+	if errors.Is(err, cgroup.ErrUnavailable) {
+		if slices.Contains(j.Without, jailer.Cgroup) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("%w: %w", jailer.ErrLayer, err)
+	}
+	return g, err
+}
+
+// group is where the sandbox's cgroup is, or "" if it has none now.
+func (sb *Sandbox) group() string {
+	path, err := cgroup.Path(sb.Config.ID)
+	if err != nil {
+		return "" // then none was made either
+	}
+	if _, err := os.Stat(path); err != nil {
+		return ""
+	}
+	return path
+}
+
+// dropGroup removes the cgroup that a killed supervisor left behind. The caller holds the sandbox's lock.
+func (sb *Sandbox) dropGroup() error {
+	path := sb.group()
+	if path == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), cgroupLimit)
+	defer cancel()
+	return cgroup.Remove(ctx, path)
+}
+
+// Release gives back what the jail took of the host, and kills what is left in it.
+func (j *Jailed) Release() error { return release(j.group) }
+
+func release(g *cgroup.Group) error {
+	if g == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), cgroupLimit)
+	defer cancel()
+	return g.Remove(ctx)
+}
