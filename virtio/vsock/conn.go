@@ -261,8 +261,7 @@ func (c *conn) live() bool { return c.state == open && c.guestDone != shutdownBo
 
 // hostDeaf notes that the host will not read any more. Called with mu held.
 func (c *conn) hostDeaf() effect {
-	c.in.forward(c.in.held())
-	c.buf = buffer{limit: c.buf.limit}
+	c.drop()
 	return c.hostFinished(shutdownReceive)
 }
 
@@ -281,9 +280,15 @@ func (c *conn) hostFinished(flags uint32) effect {
 	return post
 }
 
+// drop forgets the bytes that nobody will take any more. Called with mu held.
+func (c *conn) drop() {
+	c.in.forward(c.in.held())
+	c.buf = buffer{limit: c.buf.limit}
+}
+
 // close closes the socket as soon as nobody uses it. Called with mu held.
 func (c *conn) close() {
-	c.buf = buffer{limit: c.buf.limit}
+	c.drop()
 	if c.sock.file == nil || c.ended {
 		return
 	}
