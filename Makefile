@@ -11,9 +11,9 @@ SOURCES := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './bin/
 
 .PHONY: build setup kernel image run test check bench fuzz testbed lint generate clean help
 
-build: bin/spore bin/spore-vmm bin/spore-agent bin/spore-hostinit bin/initramfs.cpio ## build the binaries into bin/
+build: bin/spore bin/spore-vmm bin/spore-probe bin/spore-agent bin/spore-hostinit bin/initramfs.cpio ## build the binaries into bin/
 
-bin/spore bin/spore-vmm bin/spore-agent bin/spore-hostinit: $(SOURCES)
+bin/spore bin/spore-vmm bin/spore-probe bin/spore-agent bin/spore-hostinit: $(SOURCES)
 	go build -ldflags '-s -w' -o $@ ./cmd/$(@F)
 
 bin/initramfs.cpio: bin/spore-agent

@@ -31,7 +31,10 @@ type Process struct {
 // Start makes a process that is born in its namespaces, with one mapped id and exactly the descriptors of cfg, and puts
 // it into its jail before the first instruction of its program. The caller waits for it. An error names the call that
 // failed; nothing is left then.
-func Start(cfg Config) (_ *Process, err error) {
+func Start(cfg Config) (*Process, error) { return start(cfg, nil) }
+
+// start is Start; inspect sees the plan before the child does, nil does not.
+func start(cfg Config, inspect func(*plan)) (_ *Process, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -67,6 +70,9 @@ func Start(cfg Config) (_ *Process, err error) {
 		return nil, err
 	}
 	defer runtime.KeepAlive(p) // the child reads it
+	if inspect != nil {
+		inspect(p)
+	}
 	pid, pidFD, errno := clone(cloneflags, &cfg, o, p, d.failure)
 	if errno != 0 {
 		return nil, fmt.Errorf("start jailed process: %w", os.NewSyscallError("clone3", errno))

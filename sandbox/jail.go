@@ -40,6 +40,9 @@ type Jail struct {
 	Disk    int64          // the largest writable disk, in bytes
 	Disks   string         // the directory that it is in; "" if there is none
 	Without []jailer.Layer // that may be missing
+
+	Args []string // of spore-probe, which spore lab puts in the VMM's place; nil otherwise
+	Bare bool     // without the system-call filter, to see what the other layers do by themselves; spore lab only
 }
 
 // Jailed is a running VMM in its jail.
@@ -63,8 +66,14 @@ func (j Jail) Start() (_ *Jailed, err error) {
 	slot.Write([]byte(j.ID))
 	uid, gid := jailer.Identity(slot.Sum32())
 	cfg := jailer.Config{
-		Exe: exe, Env: vmmEnv, UID: uid, GID: gid, Files: j.Files, Stderr: os.Stderr,
+		Exe: exe, Args: j.Args, Env: vmmEnv, UID: uid, GID: gid, Files: j.Files, Stderr: os.Stderr,
 		Filter: policy.BuildingProgram, FileSize: uint64(j.Disk), Without: j.Without,
+	}
+	if j.Args != nil {
+		cfg.Stderr = nil // a probe may crash, and reports by descriptor
+	}
+	if j.Bare {
+		cfg.Filter = nil
 	}
 	if group != nil {
 		cfg.Cgroup = group.Dir()

@@ -37,9 +37,25 @@ func sandboxFlags() []cli.Flag {
 		&cli.StringFlag{Name: "root-device", Usage: "how the guest sees the image: `block` or pmem (shares the host's page cache)", Value: string(sandbox.RootBlock)},
 		&cli.StringFlag{Name: "pull", Usage: "`missing`, always or never pull the image first", Value: "missing"},
 		&cli.StringFlag{Name: "kernel", Usage: "guest kernel `FILE`, a vmlinux or bzImage", EnvVars: []string{"SPORE_KERNEL"}, DefaultText: "Spore's own"},
-		&cli.StringSliceFlag{Name: "jail-without", Usage: "run even if the host cannot offer this `LAYER` of the jail: landlock, cgroup", EnvVars: []string{"SPORE_JAIL_WITHOUT"}},
+		withoutFlag(),
 		&cli.BoolFlag{Name: "debug-console", Usage: "add a serial port to the guest and log its console"},
 	}
+}
+
+func withoutFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "jail-without", Usage: "go on even if the host cannot offer this `LAYER` of the jail: landlock, cgroup", EnvVars: []string{"SPORE_JAIL_WITHOUT"}}
+}
+
+// allowedMissing returns the layers that --jail-without names.
+func allowedMissing(c *cli.Context) ([]jailer.Layer, error) {
+	var layers []jailer.Layer
+	for _, name := range c.StringSlice("jail-without") {
+		if !slices.Contains(jailer.Optional(), jailer.Layer(name)) {
+			return nil, usagef(c, "--jail-without %s: no layer that may be missing; there are %v", name, jailer.Optional())
+		}
+		layers = append(layers, jailer.Layer(name))
+	}
+	return layers, nil
 }
 
 // defaultPath is the command's PATH when the image sets none.
@@ -56,13 +72,10 @@ func sandboxConfig(c *cli.Context, image rootfs.Image, args []string) (sandbox.C
 		CPUs: c.Int("cpus"), Pids: c.Int("pids"), Timeout: c.Duration("timeout"), ReadOnly: c.Bool("read-only"),
 		Root: sandbox.RootDevice(c.String("root-device")), DebugConsole: c.Bool("debug-console"), AutoRemove: c.Bool("rm"),
 	}
-	for _, name := range c.StringSlice("jail-without") {
-		if !slices.Contains(jailer.Optional(), jailer.Layer(name)) {
-			return cfg, usagef(c, "--jail-without %s: no layer that may be missing; there are %v", name, jailer.Optional())
-		}
-		cfg.JailWithout = append(cfg.JailWithout, jailer.Layer(name))
-	}
 	var err error
+	if cfg.JailWithout, err = allowedMissing(c); err != nil {
+		return cfg, err
+	}
 	for _, size := range []struct {
 		flag string
 		to   *int64

@@ -45,7 +45,7 @@ func newApp() *cli.App {
 		Commands: []*cli.Command{
 			runCommand(), createCommand(), startCommand(), execCommand(), attachCommand(), stopCommand(), killCommand(),
 			rmCommand(), lsCommand(), inspectCommand(), logsCommand(), waitCommand(), cpCommand(), statsCommand(),
-			imageCommand(), hostCommand(), doctorCommand(), versionCommand(), completionCommand(), superviseCommand(),
+			imageCommand(), hostCommand(), doctorCommand(), labCommand(), versionCommand(), completionCommand(), superviseCommand(),
 		},
 	}
 }

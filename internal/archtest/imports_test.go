@@ -12,8 +12,9 @@ const module = "spore"
 // mayImport is the import table of ARCHITECTURE.md: what each of our packages may import of our packages. A
 // key ending in /... covers everything below it. A package that is not covered fails the test.
 var mayImport = map[string][]string{
-	"cmd/spore":             {"jailer", "sandbox", "sandbox/...", "rootfs", "emuhost", "emuhost/...", "doctor", "guest", "agent", "internal/..."},
+	"cmd/spore":             {"jailer", "lab", "sandbox", "sandbox/...", "rootfs", "emuhost", "emuhost/...", "doctor", "guest", "agent", "internal/..."},
 	"cmd/spore-vmm":         {"jailer", "jailer/seccomp", "vmm", "vmm/...", "internal/wire", "internal/timing"},
+	"cmd/spore-probe":       {"lab/probe"},
 	"cmd/spore-agent":       {"agent", "agent/..."},
 	"cmd/spore-hostinit":    {"emuhost/...", "kvm"},
 	"sandbox/...":           {"sandbox/...", "rootfs", "jailer", "jailer/cgroup", "vmm/api", "vmm/policy", "agent", "guest", "internal/..."},
@@ -38,6 +39,8 @@ var mayImport = map[string][]string{
 	"emuhost/...":           {"emuhost/...", "internal/..."},
 	"doctor/...":            {"kvm", "guestmem", "jailer", "vmm/boot", "internal/..."},
 	"guest/...":             {"guest/..."},
+	"lab":                   {"lab/probe", "sandbox", "jailer", "jailer/seccomp", "vmm/policy", "internal/..."},
+	"lab/probe":             {"jailer", "jailer/seccomp", "vmm/policy"},
 	"bench/...":             {"sandbox", "sandbox/...", "agent", "vmm/api", "jailer", "guest", "rootfs", "internal/...", "bench/..."},
 	"test/...":              {"sandbox", "sandbox/...", "agent", "vmm/api", "jailer", "guest", "guest/...", "internal/..."},
 	"internal/...":          {"internal/..."},

@@ -113,33 +113,48 @@ func enable(dir string) error {
 }
 
 // Create makes the group of that name, which no other has, with limits. The caller removes it.
-func Create(name string, l Limits) (_ *Group, err error) {
-	root, err := Root()
-	if err != nil {
-		return nil, err
-	}
-	path := filepath.Join(root, name)
+func Create(name string, l Limits) (*Group, error) {
 	if name != filepath.Base(name) || name == "." || name == ".." {
 		return nil, fmt.Errorf("make cgroup: %q is no name", name)
 	}
+	path, err := Path(name)
+	if err != nil {
+		return nil, err
+	}
+	g, err := create(path, l)
+	if errors.Is(err, fs.ErrNotExist) { // the first group since the machine started
+		if _, err := Root(); err != nil {
+			return nil, err
+		}
+		g, err = create(path, l)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make cgroup: %w", err)
+	}
+	return g, nil
+}
+
+func create(path string, l Limits) (_ *Group, err error) {
 	if err := os.Mkdir(path, 0o755); err != nil {
-		return nil, fmt.Errorf("make cgroup: %w", err) // JAIL-11: an existing one is not ours
+		return nil, err // JAIL-11: an existing one is not ours
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, unix.Rmdir(path))
 		}
 	}()
+	dir, err := unix.Open(path, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	g := &Group{os.NewFile(uintptr(dir), path)}
 	for _, s := range l.settings() {
-		if err := write(path, s[0], s[1]); err != nil && !(s[2] == "optional" && errors.Is(err, fs.ErrNotExist)) {
-			return nil, fmt.Errorf("limit cgroup: %w", err)
+		if err := writeAt(dir, s[0], s[1]); err != nil && !(s[2] == "optional" && errors.Is(err, fs.ErrNotExist)) {
+			g.dir.Close()
+			return nil, fmt.Errorf("limit %s: %w", path, err)
 		}
 	}
-	dir, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("make cgroup: %w", err)
-	}
-	return &Group{dir}, nil
+	return g, nil
 }
 
 // settings are file, content, and whether a kernel may lack the file.
@@ -209,10 +224,18 @@ func Remove(ctx context.Context, path string) error {
 }
 
 func write(dir, file, content string) error {
-	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+	return writeAt(unix.AT_FDCWD, filepath.Join(dir, file), content)
+}
+
+// writeAt writes without the poller, which would take up every file of a cgroup and drop it again.
+func writeAt(dir int, file, content string) error {
+	fd, err := unix.Openat(dir, file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &fs.PathError{Op: "open", Path: file, Err: err}
 	}
-	_, err = f.WriteString(content)
-	return errors.Join(err, f.Close())
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(content)); err != nil {
+		return &fs.PathError{Op: "write", Path: file, Err: err}
+	}
+	return nil
 }

@@ -1,0 +1,69 @@
+package lab_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"spore/internal/testenv"
+	"spore/jailer"
+	"spore/lab"
+)
+
+var update = flag.Bool("update", false, "write the golden list of claims")
+
+// TestClaims keeps the list of what the jail claims: a change of it is a change of the jail.
+func TestClaims(t *testing.T) {
+	const golden = "testdata/claims.golden"
+	var b strings.Builder
+	for _, c := range lab.Checks() {
+		fmt.Fprintf(&b, "%s\t%s\t%s\t%s\n", c.Claim, c.Stage, c.Action, c.Expected)
+	}
+	if *update {
+		if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.String() != string(want) {
+		t.Errorf("claims are not those of %s; go test ./lab -update writes them:\n%s", golden, b.String())
+	}
+}
+
+// TestAttest tries every claim and every system call, JAIL-05, JAIL-07 and JAIL-08 among them, on this machine: a
+// group of calls that the filters deny has a process here that dies of it.
+func TestAttest(t *testing.T) {
+	testenv.Require(t, testenv.Root)
+	path := filepath.Join(t.TempDir(), "spore-probe")
+	build := exec.Command("go", "build", "-trimpath", "-o", path, "spore/cmd/spore-probe")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build spore-probe: %v\n%s", err, out)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	r, err := lab.Attest{Probe: path, Without: jailer.Optional(), Calls: true, Workers: 2}.Run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range r.Posture {
+		if !f.OK() {
+			t.Errorf("POSTURE-01: %s (%s): expected %q, observed %q", f.Claim, f.Source, f.Expected, f.Observed)
+		}
+	}
+	for _, c := range r.Checks {
+		if !c.OK() {
+			t.Errorf("%s: %s in stage %s: expected %s, observed %s", c.Claim, c.Action, c.Stage, c.Expected, c.Observed)
+		}
+	}
+	t.Logf("%d facts, %d attempts; this host does not offer %v", len(r.Posture), len(r.Checks), r.Missing)
+}
