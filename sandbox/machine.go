@@ -182,7 +182,7 @@ func (m *machine) connect(out *api.Config, p *pipes, file func(*os.File) api.Fil
 func (m *machine) follow(p pipes) {
 	var readers sync.WaitGroup
 	readers.Go(func() { io.Copy(m.console, p.console); p.console.Close() })
-	readers.Go(func() { relayLog(m.log, p.log); p.log.Close() })
+	readers.Go(func() { relayLog(m.log, p.log, time.Now); p.log.Close() })
 	readers.Go(m.readControl)
 	m.died = m.reap()
 	readers.Wait()

@@ -23,6 +23,7 @@ func execCommand() *cli.Command {
 	return &cli.Command{
 		Name: "exec", Usage: "run another command in a running sandbox", ArgsUsage: "SANDBOX [--] CMD [ARG...]", UseShortOptionHandling: true,
 		Flags: []cli.Flag{
+			rawFlag(),
 			&cli.BoolFlag{Name: "interactive", Aliases: []string{"i"}, Usage: "keep standard input open"},
 			&cli.BoolFlag{Name: "tty", Aliases: []string{"t"}, Usage: "give the command a terminal"},
 			&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "set `NAME=VALUE` in the command's environment"},
@@ -57,7 +58,7 @@ func execAction(c *cli.Context) error {
 			return err
 		}
 	}
-	s := sandbox.Streams{Stdout: os.Stdout, Stderr: os.Stderr}
+	s := sandbox.Streams{Stdout: shown(c, os.Stdout), Stderr: shown(c, os.Stderr)}
 	if c.Bool("interactive") {
 		s.Stdin = os.Stdin
 	}
@@ -151,7 +152,7 @@ func startCommand() *cli.Command {
 func attachCommand() *cli.Command {
 	return &cli.Command{
 		Name: "attach", Usage: "join the streams of a sandbox's command", ArgsUsage: "SANDBOX", UseShortOptionHandling: true,
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "no-stdin", Usage: "only watch"}},
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "no-stdin", Usage: "only watch"}, rawFlag()},
 		Action: onSandboxHost(func(c *cli.Context) error {
 			sb, err := find(c)
 			if err != nil {
@@ -165,7 +166,11 @@ func attachCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			err = sb.Attach(c.Context, s.Stdin, os.Stdout, os.Stderr)
+			stdout, stderr := shown(c, os.Stdout), shown(c, os.Stderr)
+			if sb.Config.TTY {
+				stdout, stderr = os.Stdout, os.Stderr
+			}
+			err = sb.Attach(c.Context, s.Stdin, stdout, stderr)
 			restore()
 			if err != nil {
 				return err

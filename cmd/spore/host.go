@@ -101,11 +101,11 @@ func hostRun(c *cli.Context) error {
 	if len(args) == 0 {
 		return usagef(c, "no command")
 	}
-	return runOnHost(c, args, os.Environ())
+	return runOnHost(c, args, os.Stdout, os.Stderr)
 }
 
 // runOnHost starts the emulated host if need be and runs a command there with our streams, signals and exit code.
-func runOnHost(c *cli.Context, args, env []string) error {
+func runOnHost(c *cli.Context, args []string, stdout, stderr io.Writer) error {
 	h, err := openHost(c)
 	if err != nil {
 		return err
@@ -120,9 +120,12 @@ func runOnHost(c *cli.Context, args, env []string) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, emuhost.ForwardedSignals()...)
 	defer signal.Stop(signals)
+	tty := emuhost.IsTerminal(os.Stdin) && emuhost.IsTerminal(os.Stdout)
+	if tty { // then what runs there has a terminal, and filters what it shows
+		stdout, stderr = os.Stdout, os.Stderr
+	}
 	code, err := h.Run(c.Context, emuhost.Command{
-		Args: args, Env: env, Dir: dir, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		TTY: emuhost.IsTerminal(os.Stdin) && emuhost.IsTerminal(os.Stdout), Signals: signals,
+		Args: args, Env: os.Environ(), Dir: dir, Stdin: os.Stdin, Stdout: stdout, Stderr: stderr, TTY: tty, Signals: signals,
 	})
 	if err != nil {
 		return err
@@ -156,7 +159,7 @@ func afterPreparing(prepare func(c *cli.Context) error, action cli.ActionFunc) c
 		if err != nil {
 			return err
 		}
-		return runOnHost(c, append([]string{self, "--native"}, os.Args[1:]...), os.Environ())
+		return runOnHost(c, append([]string{self, "--native"}, os.Args[1:]...), shown(c, os.Stdout), shown(c, os.Stderr))
 	}
 }
 

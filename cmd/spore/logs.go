@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -18,7 +19,7 @@ func logsCommand() *cli.Command {
 			&cli.IntFlag{Name: "tail", Aliases: []string{"n"}, Usage: "only the last `N` pieces of output", Value: -1},
 			&cli.BoolFlag{Name: "timestamps", Aliases: []string{"t"}, Usage: "begin each piece with its time"},
 			&cli.BoolFlag{Name: "console", Usage: "the guest kernel's console instead"},
-			jsonFlag(),
+			rawFlag(), jsonFlag(),
 		},
 		Action: onSandboxHost(logsAction),
 	}
@@ -28,6 +29,12 @@ func logsAction(c *cli.Context) error {
 	sb, err := find(c)
 	if err != nil {
 		return err
+	}
+	if c.App.Writer == os.Stdout {
+		c.App.Writer = shown(c, os.Stdout)
+	}
+	if c.App.ErrWriter == os.Stderr {
+		c.App.ErrWriter = shown(c, os.Stderr)
 	}
 	if c.Bool("console") {
 		text, err := sb.Console()

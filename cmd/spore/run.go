@@ -25,6 +25,7 @@ func runCommand() *cli.Command {
 		Description: "The exit code is the command's own; 124 after a timeout, 125 when Spore failed, 126 when the command\n" +
 			"cannot be invoked, 127 when it is not found, 128+N for signal N.",
 		Flags: append(sandboxFlags(),
+			rawFlag(),
 			&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "go on in the background and print the id"},
 			&cli.BoolFlag{Name: "json", Usage: "print the outcome and the captured output as JSON when the command has ended"},
 			&cli.BoolFlag{Name: "report", Usage: "print the outcome as one line of JSON on standard error at the end"},
@@ -150,7 +151,7 @@ func runAction(c *cli.Context) error {
 // foreground supervises the sandbox in this process, with our own streams.
 func foreground(c *cli.Context, sb *sandbox.Sandbox, host sandbox.Host) error {
 	var captured struct{ out, err capture }
-	s := sandbox.Streams{Stdout: os.Stdout, Stderr: os.Stderr}
+	s := sandbox.Streams{Stdout: shown(c, os.Stdout), Stderr: shown(c, os.Stderr)}
 	if sb.Config.Stdin {
 		s.Stdin = os.Stdin
 	}
