@@ -125,6 +125,22 @@ func (sb *Sandbox) dropGroup() error {
 	return cgroup.Remove(ctx, path)
 }
 
+// SweepGroups removes the cgroups below ours that no process is in, whichever store their sandboxes were of, and returns how
+// many. One that is being started is not touched: it has a process, or gets EBUSY.
+func SweepGroups(ctx context.Context) (int, error) {
+	paths, err := cgroup.Empty()
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, path := range paths {
+		if unix.Rmdir(path) == nil {
+			n++
+		}
+	}
+	return n, context.Cause(ctx)
+}
+
 // Release gives back what the jail took of the host, and kills what is left in it.
 func (j *Jailed) Release() error { return release(j.group) }
 

@@ -11,15 +11,26 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"spore/doctor"
+	"spore/lab"
+	"spore/sandbox"
 )
 
 func doctorCommand() *cli.Command {
 	return &cli.Command{
 		Name: "doctor", Usage: "try what this machine can do, and say what is missing",
 		Description: "Exits with 1 when a plain 'spore run' would not work natively (it then uses the emulated host).",
-		Flags:       []cli.Flag{jsonFlag()},
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "fix", Usage: "clean up what a power cut or a killed process has left"},
+			jsonFlag(),
+		},
 		Action: func(c *cli.Context) error {
+			if c.Bool("fix") {
+				return onSandboxHost(fixAction)(c)
+			}
 			report := doctor.Examine(c.Context)
+			jail := examineJail(c)
+			report.Findings = append(report.Findings, jail)
+			report.Native = report.Native && jail.OK
 			var err error
 			if c.Bool("json") {
 				err = printJSON(c.App.Writer, report)
@@ -32,6 +43,57 @@ func doctorCommand() *cli.Command {
 			return err
 		},
 	}
+}
+
+// examineJail puts up a jail on this machine and looks at it. To try to get out takes longer: spore lab attest.
+func examineJail(c *cli.Context) doctor.Finding {
+	f := doctor.Finding{
+		Name: "jail", Needed: true, Why: "the VMM is held by all the layers that spore lab attest tries to get through",
+		Remedy: "mend what is named, or allow a layer to be missing with --jail-without; spore --native lab attest shows each attempt",
+	}
+	report, err := lab.Attest{Probe: beside("spore-probe"), Brief: true}.Run(c.Context)
+	total := len(report.Posture)
+	switch n := report.Failures(); {
+	case err != nil:
+		f.Detail = err.Error()
+	case n > 0:
+		f.Detail = fmt.Sprintf("%d of %d are not as the jail claims", n, total)
+	default:
+		f.OK, f.Detail = true, fmt.Sprintf("%d of %d facts are as it claims", total, total)
+	}
+	for _, l := range report.Missing {
+		f.Detail += fmt.Sprintf("; not offered here: %s", l)
+	}
+	return f
+}
+
+// fixAction sets right what crashed processes have left where sandboxes run, and says what is there then. What is in use
+// is not touched.
+func fixAction(c *cli.Context) error {
+	store, err := openSandboxes(c) // sweeps half-made records and the jails of killed supervisors
+	if err != nil {
+		return err
+	}
+	all, err := store.List()
+	if err != nil {
+		return err
+	}
+	running := 0
+	for _, sb := range all {
+		st, err := sb.State() // a sandbox that has lost its supervisor is recorded as ended
+		if err != nil {
+			return err
+		}
+		if st.Status == sandbox.Running || st.Status == sandbox.Starting {
+			running++
+		}
+	}
+	groups, err := sandbox.SweepGroups(c.Context)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "%d sandboxes, %d of them running; %d cgroups without a process removed\n", len(all), running, groups)
+	return err
 }
 
 func printReport(w io.Writer, r doctor.Report, p palette) error {

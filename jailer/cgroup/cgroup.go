@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,7 @@ import (
 const (
 	mountPoint = "/sys/fs/cgroup"
 	parent     = "spore" // below which root's groups are
+	startLimit = time.Minute
 )
 
 // ErrUnavailable says that there is no cgroup v2 directory with the needed controllers that this process may write.
@@ -74,6 +76,34 @@ func root() (string, error) {
 func Path(name string) (string, error) {
 	base, err := root()
 	return filepath.Join(base, name), err
+}
+
+// Empty returns the groups below ours that no process is in and that are older than a start takes: one that was made just
+// now is about to get its process.
+func Empty() ([]string, error) {
+	base, err := root()
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(base)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, e := range entries {
+		st, err := e.Info()
+		if err != nil || !e.IsDir() || time.Since(st.ModTime()) < startLimit {
+			continue
+		}
+		path := filepath.Join(base, e.Name())
+		if b, err := os.ReadFile(filepath.Join(path, "cgroup.events")); err == nil && strings.Contains(string(b), "populated 0") {
+			all = append(all, path)
+		}
+	}
+	return all, nil
 }
 
 // ownPath is the directory of the cgroup that this process is in.

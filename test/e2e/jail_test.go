@@ -101,9 +101,9 @@ func (u *user) killOnce(name string, random *rand.Rand) {
 		cmd.Process.Kill()
 	}
 	cmd.Wait()
-	u.run("ls", "--all", "--quiet") // the next command
+	next := u.run("ls", "--all")
 	if left := u.left(); left != "" {
-		u.t.Errorf("left: %s", left)
+		u.t.Errorf("left: %s\nafter spore ls, code %d:\n%s%s", left, next.code, next.stdout, next.stderr)
 	}
 	u.run("rm", "--force", name)
 }
@@ -138,7 +138,9 @@ func (u *user) left() string {
 	}
 	for _, c := range commands {
 		if b, err := os.ReadFile(c); err == nil && strings.TrimSpace(string(b)) == "spore-vmm" {
-			all = append(all, filepath.Dir(c))
+			state, _ := os.ReadFile(filepath.Join(filepath.Dir(c), "status"))
+			where, _ := os.ReadFile(filepath.Join(filepath.Dir(c), "wchan"))
+			all = append(all, fmt.Sprintf("%s in %s\n%s", filepath.Dir(c), where, state))
 		}
 	}
 	return strings.Join(all, ", ")
