@@ -94,6 +94,36 @@ func TestRunDecodesPorts(t *testing.T) {
 	}
 }
 
+// MEM-01: the file behind guest memory becomes shorter under the guest, which then touches what is gone. The run ends with
+// an error, or as an access to no memory where KVM is software, and neither with a signal nor never.
+func TestMEM01TruncatedMemory(t *testing.T) {
+	// mov ax, 0x1000; mov ds, ax; mov al, [0]; hlt
+	vm, v := newGuest(t, 0xb8, 0x00, 0x10, 0x8e, 0xd8, 0xa0, 0x00, 0x00, 0xf4)
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const size = 1 << 16
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	mem, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Munmap(mem) })
+	if err := vm.SetMemory(MemSlot{Slot: 1, GPA: 1 << 16, Host: mem}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := v.Run(); !errors.Is(err, unix.EFAULT) && (err != nil || e.Reason != ExitMMIO || e.Addr != 1<<16) {
+		t.Errorf("got %+v, %v; want EFAULT", e, err)
+	}
+}
+
 func TestKickIsStickyAndHarmless(t *testing.T) {
 	_, v := newGuest(t, 0xeb, 0xfe) // jmp to itself
 	if err := v.Kick(); err != nil {

@@ -56,7 +56,8 @@ func Posture(pid int, lacks ...string) ([]Fact, error) {
 		p.add("limit: "+strings.ToLower(l.name), "limits", l.want, p.limit(l.name))
 	}
 	p.add("no directory among its descriptors", "fd", "0", p.directories())
-	p.add("/dev/kvm is closed", "fd", "closed", p.kvm())
+	p.add("/dev/kvm is closed", "fd", "closed", p.device("/dev/kvm"))
+	p.add("no vhost (HOST-02)", "fd", "closed", p.device("/dev/vhost"))
 	return p.facts, p.err
 }
 
@@ -225,10 +226,11 @@ func (p *posture) directories() string {
 	return strconv.Itoa(n)
 }
 
-func (p *posture) kvm() string {
+// device says whether one whose name begins like that is open.
+func (p *posture) device(name string) string {
 	state := "closed"
 	err := p.descriptors(func(_, target string) {
-		if target == "/dev/kvm" {
+		if strings.HasPrefix(target, name) {
 			state = "open"
 		}
 	})
