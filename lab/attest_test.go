@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -66,4 +67,51 @@ func TestAttest(t *testing.T) {
 		}
 	}
 	t.Logf("%d facts, %d attempts; this host does not offer %v", len(r.Posture), len(r.Checks), r.Missing)
+}
+
+// rootlessInmate makes this test binary run an attestation as whoever it is; the value is where spore-probe is.
+const rootlessInmate = "SPORE_TEST_ROOTLESS"
+
+// TestAttestRootless tries every claim as a user without privileges: the jail is the same.
+func TestAttestRootless(t *testing.T) {
+	if path := os.Getenv(rootlessInmate); path != "" {
+		attestAs(t, path)
+		return
+	}
+	testenv.Require(t, testenv.Root) // to become somebody else
+	dir, err := os.MkdirTemp("", "spore-rootless-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	probe, self := filepath.Join(dir, "spore-probe"), filepath.Join(dir, "lab.test")
+	for path, args := range map[string][]string{probe: {"build", "-o", probe, "spore/cmd/spore-probe"}, self: {"test", "-c", "-o", self, "spore/lab"}} {
+		cmd := exec.Command("go", args...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("make %s: %v\n%s", path, err, out)
+		}
+	}
+	const nobody = 65534
+	cmd := exec.Command(self, "-test.v", "-test.run", "^TestAttestRootless$")
+	cmd.Dir, cmd.Env = dir, []string{rootlessInmate + "=" + probe}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("as uid %d: %v\n%s", nobody, err, out)
+	}
+}
+
+func attestAs(t *testing.T, path string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	r, err := lab.Attest{Probe: path, Without: jailer.Optional(), Workers: 2}.Run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := r.Failures(); n > 0 || len(r.Checks) == 0 {
+		t.Errorf("%d of %d are not as claimed: %+v", n, len(r.Checks)+len(r.Posture), r)
+	}
 }

@@ -53,10 +53,13 @@ func Root() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if os.Geteuid() == 0 {
-		if err := enable(mountPoint); err != nil {
+	if err := enable(filepath.Dir(base)); errors.Is(err, unix.EBUSY) && os.Geteuid() != 0 {
+		err = stepAside(filepath.Dir(base))
+		if err != nil {
 			return "", err
 		}
+	} else if err != nil {
+		return "", err
 	}
 	if err := os.Mkdir(base, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -69,7 +72,29 @@ func root() (string, error) {
 		return filepath.Join(mountPoint, parent), nil
 	}
 	own, err := ownPath()
+	if filepath.Base(own) == aside {
+		own = filepath.Dir(own)
+	}
 	return filepath.Join(own, parent), err
+}
+
+// aside is where a supervisor that is not root's goes: a group that gives controllers to groups below it may have no
+// process of its own (cgroup-v2.rst, "No Internal Process Constraint").
+const aside = "spore-supervisors"
+
+// stepAside moves this process into a group of its own below the delegated one, and tries again.
+func stepAside(delegated string) error {
+	path := filepath.Join(delegated, aside)
+	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if err := write(path, "cgroup.procs", strconv.Itoa(os.Getpid())); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if err := enable(delegated); err != nil {
+		return fmt.Errorf("%w (is another process in %s?)", err, delegated)
+	}
+	return nil
 }
 
 // Path is where a group of that name is, if there is one.
@@ -152,6 +177,9 @@ func Create(name string, l Limits) (*Group, error) {
 		return nil, err
 	}
 	g, err := create(path, l)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 	if errors.Is(err, fs.ErrNotExist) { // the first group since the machine started
 		if _, err := Root(); err != nil {
 			return nil, err

@@ -81,6 +81,9 @@ func TestJAIL12(t *testing.T) {
 		if t.Failed() {
 			t.Fatalf("round %d", round)
 		}
+		if (round+1)%50 == 0 {
+			t.Logf("%d rounds, nothing left", round+1)
+		}
 	}
 }
 
