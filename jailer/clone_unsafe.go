@@ -40,7 +40,7 @@ func cloneAndRun(args *cloneArgs, size uintptr, calls *call, n uintptr, f *failu
 func clone(flags uint64, c *Config, o offer, p *plan, report int) (pid, pidFD int, errno syscall.Errno) {
 	fd := new(int32)
 	*fd = -1
-	args := &cloneArgs{flags: flags | unix.CLONE_PIDFD, exitSignal: uint64(unix.SIGCHLD), pidFD: uint64(uintptr(unsafe.Pointer(fd)))}
+	args := &cloneArgs{flags: flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD), pidFD: uint64(uintptr(unsafe.Pointer(fd)))}
 	if o.time && !o.timeExec {
 		args.flags |= unix.CLONE_NEWTIME
 	} else {

@@ -87,7 +87,8 @@ func makePlan(c *Config, o offer, sources []int, d descriptors) (*plan, error) {
 	if err := p.dropCapabilities(); err != nil {
 		return nil, err
 	}
-	p.signals()
+	// Blocked around the clone; the handlers, which were ours, are gone since then (CLONE_CLEAR_SIGHAND).
+	p.add("signal mask", "", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.buffer(8), 0, 8)
 	p.add("no_new_privs", "no program run later can gain what was dropped", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
 	if c.Filter != nil {
 		filter, err := p.filter(c.Filter)
@@ -144,20 +145,6 @@ func (p *plan) limits(c *Config) {
 	}
 	p.add(fmt.Sprintf("rlimit %d", unix.RLIMIT_FSIZE), "no disk grows beyond what it was given", unix.SYS_PRLIMIT64, 0,
 		unix.RLIMIT_FSIZE, p.rlimit(c.FileSize), 0)
-}
-
-// signals gives the program what a new program expects: no signal blocked or ignored. Handlers are ours, in memory that
-// we still use, so they go before the signals are let in.
-func (p *plan) signals() {
-	const signals = 64
-	def, none := p.buffer(32), p.buffer(8) // struct sigaction of zeroes is SIG_DFL; an empty set
-	for s := uintptr(1); s <= signals; s++ {
-		if s == uintptr(unix.SIGKILL) || s == uintptr(unix.SIGSTOP) {
-			continue
-		}
-		p.add("signal handlers", "", unix.SYS_RT_SIGACTION, s, def, 0, 8)
-	}
-	p.add("signal mask", "", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, none, 0, 8)
 }
 
 // securebits: no capability comes back by being or becoming uid 0, and that cannot be undone.
