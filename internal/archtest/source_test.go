@@ -198,3 +198,20 @@ func receiverExported(d *ast.FuncDecl) bool {
 	id, ok := typ.(*ast.Ident)
 	return ok && id.IsExported()
 }
+
+// JAIL-09: nothing in the tree is or becomes a setuid program.
+func TestJAIL09NoSetuid(t *testing.T) {
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		st, err := d.Info()
+		if err == nil && st.Mode()&(fs.ModeSetuid|fs.ModeSetgid) != 0 && !d.IsDir() {
+			t.Errorf("JAIL-09: %s has mode %s", path, st.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
