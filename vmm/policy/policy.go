@@ -73,7 +73,8 @@ var (
 	scheduling = seccomp.Policy{
 		{Call: "futex", Why: "every lock and park of the runtime"},
 		{Call: "nanosleep", Why: "the runtime's monitor thread and spinning"},
-		{Call: "sched_yield", Why: "spinning on a runtime lock"},
+		{Call: "clock_gettime", Why: "the runtime's clock, where the host's clock source has no fast path"},
+		{Call: "sched_yield", Errno: uint16(unix.ENOSYS), Why: "the runtime yields between spinning and sleeping on a lock, and does not look whether it could"},
 		{Call: "restart_syscall", Why: "the kernel resumes a sleep that a freeze of the cgroup interrupted"},
 		{Call: "exit_group", Why: "the process ends"},
 	}

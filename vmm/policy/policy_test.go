@@ -27,7 +27,7 @@ var numbers = map[string]uint32{
 	"restart_syscall": unix.SYS_RESTART_SYSCALL, "exit": unix.SYS_EXIT, "exit_group": unix.SYS_EXIT_GROUP,
 	"execveat": unix.SYS_EXECVEAT, "arch_prctl": unix.SYS_ARCH_PRCTL, "sched_getaffinity": unix.SYS_SCHED_GETAFFINITY,
 	"openat": unix.SYS_OPENAT, "mprotect": unix.SYS_MPROTECT, "rt_sigaction": unix.SYS_RT_SIGACTION, "prlimit64": unix.SYS_PRLIMIT64,
-	"capget": unix.SYS_CAPGET, "faccessat": unix.SYS_FACCESSAT, "seccomp": unix.SYS_SECCOMP, "fstat": unix.SYS_FSTAT,
+	"capget": unix.SYS_CAPGET, "clock_gettime": unix.SYS_CLOCK_GETTIME, "faccessat": unix.SYS_FACCESSAT, "seccomp": unix.SYS_SECCOMP, "fstat": unix.SYS_FSTAT,
 	"fstatfs": unix.SYS_FSTATFS, "lseek": unix.SYS_LSEEK, "eventfd2": unix.SYS_EVENTFD2, "epoll_create1": unix.SYS_EPOLL_CREATE1,
 }
 
