@@ -78,6 +78,9 @@ func OpenFile(path string) (*os.File, error) {
 	return f, nil
 }
 
+// Hold marks an open EROFS file as in use, as Image.Open does, for those who opened it themselves.
+func Hold(f *os.File) error { return hold(f, f.Name()) }
+
 // hold marks f as in use. Whoever deletes takes the exclusive lock for an instant first, so waiting is short.
 func hold(f *os.File, path string) error {
 	for {

@@ -15,6 +15,7 @@ import (
 
 	"spore/internal/cleanup"
 	"spore/internal/wire"
+	"spore/rootfs"
 	"spore/sandbox/broker"
 	"spore/vmm/api"
 )
@@ -91,10 +92,14 @@ func (m *machine) describe(cfg Config, host Host, writable string, fds *files, u
 	}
 	open := func(to *api.File, path string, flags int) error {
 		f, err := openRegular(path, flags)
-		if err == nil {
-			*to = file(f)
+		if err != nil {
+			return err
 		}
-		return err
+		*to = file(f)
+		if path == cfg.ImagePath {
+			return rootfs.Hold(f) // for as long as the VMM has its copy
+		}
+		return nil
 	}
 	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -151,6 +151,10 @@ func imageRemove(c *cli.Context) error {
 	}
 	var errs []error
 	for _, name := range c.Args().Slice() {
+		if err := keptBySandbox(c, store, name); err != nil && !c.Bool("force") {
+			errs = append(errs, err)
+			continue
+		}
 		if err := store.Remove(c.Context, name, c.Bool("force")); err != nil {
 			errs = append(errs, imageError(name, err))
 			continue
@@ -158,6 +162,28 @@ func imageRemove(c *cli.Context) error {
 		fmt.Fprintln(c.App.Writer, name)
 	}
 	return errors.Join(errs...)
+}
+
+// keptBySandbox is an error when a named sandbox, which can start again, is of that image.
+func keptBySandbox(c *cli.Context, images *rootfs.Store, name string) error {
+	img, err := images.Get(name)
+	if err != nil || len(img.Names) > 1 {
+		return nil // Remove knows better, or leaves the image there
+	}
+	store, err := openSandboxes(c)
+	if err != nil {
+		return err
+	}
+	all, err := store.List()
+	if err != nil {
+		return err
+	}
+	for _, sb := range all {
+		if !sb.Config.Ephemeral() && sb.Config.ImageDigest == img.Digest {
+			return fmt.Errorf("remove image %s: sandbox %s is of it: remove that first (spore rm %s), or use --force", name, sb.Ref(), sb.Ref())
+		}
+	}
+	return nil
 }
 
 func imagePrune(c *cli.Context) error {

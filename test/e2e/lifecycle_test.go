@@ -36,6 +36,9 @@ func TestLifecycle(t *testing.T) {
 	if r := u.run("rm", "box"); r.code == 0 {
 		t.Error("rm removes a running sandbox")
 	}
+	if r := u.run("image", "rm", image); r.code == 0 || !strings.Contains(r.stderr, "box") {
+		t.Errorf("the image of a named sandbox is removed: %+v", r)
+	}
 	var stats []struct {
 		Guest struct {
 			Pids        int   `json:"pids"`
