@@ -172,7 +172,13 @@ func (s *Store) Prune(ctx context.Context) (freed int64, err error) {
 		return freed, err
 	}
 	n2, err := s.removeFiles(filepath.Join(s.dir, "writable"), func(string) bool { return true })
-	return freed + n2, err
+	freed += n2
+	half := func(path string) bool { return strings.HasSuffix(path, halfWritten) } // replaceFile was killed
+	for _, dir := range []string{s.dir, filepath.Join(s.dir, "images")} {
+		n, e := s.removeFiles(dir, half)
+		freed, err = freed+n, errors.Join(err, e)
+	}
+	return freed, err
 }
 
 // sweepBlobs deletes the EROFS files that no record refers to, those in use only if force is set. It needs

@@ -34,10 +34,13 @@ func publish(f *os.File, path string) error {
 	return nil
 }
 
+// halfWritten is how the name of a file ends that is not yet what it will be.
+const halfWritten = ".new"
+
 // replaceFile puts data at path, replacing what is there in one step. The store lock must be held: the
 // temporary name is fixed, so that a leftover is overwritten by the next.
 func replaceFile(path string, data []byte) error {
-	tmp := path + ".new"
+	tmp := path + halfWritten
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
