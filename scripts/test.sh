@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 . scripts/steps.sh
 
 # packages whose tests also run where guests run, with what must be there
-guest_packages="kvm doctor jailer test/e2e"
+guest_packages="kvm doctor jailer jailer/cgroup test/e2e"
 
 step "packages" scripts/setup.sh
 step "build" make --no-print-directory build
