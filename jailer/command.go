@@ -30,7 +30,7 @@ type Process struct {
 
 // Start makes a process that is born in its namespaces, with one mapped id and exactly the descriptors of cfg, and puts
 // it into its jail before the first instruction of its program. The caller waits for it. An error names the call that
-// failed; nothing is left then.
+// failed; nothing is left then. The caller is dumpable afterwards, whatever it was.
 func Start(cfg Config) (*Process, error) { return start(cfg, nil) }
 
 // start is Start; inspect sees the plan before the child does, nil does not.

@@ -11,9 +11,8 @@ import (
 // ErrNoJail says that a process is not in a jail made by Start.
 var ErrNoJail = errors.New("not in a jail: spore starts this program, nobody else does")
 
-// Enter is the first thing that the jailed program does: the one step that execve(2) would undo or that belongs to
-// the memory it makes, and a look at the
-// others, so that a program started in another way ends here. Any goroutine may call it.
+// Enter is the first thing that the jailed program does: what belongs to the memory that execve(2) made, and a look
+// at the rest, so that a program started in another way ends here. Any goroutine may call it.
 func Enter() error {
 	// No core file, and no ptrace by a process of the same uid. It belongs to the memory, so to all threads.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {

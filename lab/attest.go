@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -68,7 +67,6 @@ type Attest struct {
 	Calls   bool           // try every system call by number too
 	Brief   bool           // only look at a process in the jail, and try nothing
 	Workers int            // probes at a time; at least 1
-	Done    func(Check)    // is told of each check, one at a time; nil is nobody
 }
 
 // Run puts probes into real jails until all has been tried, or ctx ends.
@@ -95,9 +93,6 @@ func (a Attest) Run(ctx context.Context) (Report, error) {
 				observed, probeErr := a.observe(worker, c.Stage, c.Action)
 				mu.Lock()
 				c.Observed, err = observed, errors.Join(err, probeErr)
-				if a.Done != nil {
-					a.Done(*c)
-				}
 				mu.Unlock()
 			}
 		})
@@ -220,13 +215,4 @@ func callChecks() []Check {
 		}
 	}
 	return all
-}
-
-// ProbePath is where spore-probe is: beside the program that asks.
-func ProbePath() (string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", err
-	}
-	return filepath.Join(filepath.Dir(self), "spore-probe"), nil
 }

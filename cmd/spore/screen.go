@@ -33,7 +33,7 @@ func (s *screen) Write(p []byte) (int, error) {
 	in := append(s.part, p...)
 	out := make([]byte, 0, len(in)+16)
 	for len(in) > 0 {
-		if !utf8.FullRune(in) {
+		if !utf8.FullRune(in) || len(in) == 1 && in[0] == '\r' { // what it is shows with the next byte
 			break
 		}
 		r, n := utf8.DecodeRune(in)

@@ -30,14 +30,6 @@ type Limits struct {
 	Memory int64   // bytes, page cache included; never swapped
 	Pids   int     // threads count
 	CPUs   float64 // processors' worth of time
-	IO     []IO
-}
-
-// IO bounds what the group reads and writes of one block device. Zero is no limit.
-type IO struct {
-	Major, Minor                   uint32
-	ReadBytes, WriteBytes          uint64 // per second
-	ReadOperations, WriteOperation uint64 // per second
 }
 
 // Group is one cgroup directory.
@@ -228,18 +220,6 @@ func (l Limits) settings() [][3]string {
 	}
 	if l.CPUs > 0 {
 		s = append(s, [3]string{"cpu.max", fmt.Sprintf("%d %d", int(l.CPUs*period), period), ""})
-	}
-	for _, d := range l.IO {
-		line := fmt.Sprintf("%d:%d", d.Major, d.Minor)
-		for _, v := range []struct {
-			key   string
-			value uint64
-		}{{"rbps", d.ReadBytes}, {"wbps", d.WriteBytes}, {"riops", d.ReadOperations}, {"wiops", d.WriteOperation}} {
-			if v.value > 0 {
-				line += fmt.Sprintf(" %s=%d", v.key, v.value)
-			}
-		}
-		s = append(s, [3]string{"io.max", line, ""})
 	}
 	return s
 }

@@ -68,15 +68,6 @@ var actions = map[string]func() error{
 	"replace a thread's name": call(unix.SYS_PRCTL, unix.PR_SET_NAME, 0),
 }
 
-// Names of all actions.
-func Names() []string {
-	var out []string
-	for name := range actions {
-		out = append(out, name)
-	}
-	return out
-}
-
 // Main enters the stage, does the action and reports. It is the whole of spore-probe.
 func Main(args []string) error {
 	if len(args) != 2 {

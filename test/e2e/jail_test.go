@@ -149,7 +149,7 @@ func (u *user) left() string {
 	return strings.Join(all, ", ")
 }
 
-// TestFilterSoak keeps every device busy under the production filters, where a call too many is death (SOAK, a duration).
+// TestFilterSoak keeps disk, entropy, console and vsock busy under the production filters, where a call too many is death (SOAK, a duration).
 func TestFilterSoak(t *testing.T) {
 	u := newUser(t)
 	soak, err := time.ParseDuration(os.Getenv("SOAK"))
