@@ -62,10 +62,12 @@ func (m *Memory) StoreUint16(a GPA, v uint16) error {
 	for range storeTries {
 		old := atomic.LoadUint32(word)
 		if atomic.CompareAndSwapUint32(word, old, old&^(0xffff<<shift)|uint32(v)<<shift) {
+			m.Wrote(a, 2)
 			return nil
 		}
 	}
 	*(*uint16)(unsafe.Add(p, a&2)) = v
+	m.Wrote(a, 2)
 	return nil
 }
 
@@ -78,6 +80,7 @@ func (m *Memory) StoreUint32(a GPA, v uint32) error {
 		return err
 	}
 	atomic.StoreUint32((*uint32)(p), v)
+	m.Wrote(a, 4)
 	return nil
 }
 
@@ -88,5 +91,6 @@ func (m *Memory) StoreUint64(a GPA, v uint64) error {
 		return err
 	}
 	atomic.StoreUint64((*uint64)(p), v)
+	m.Wrote(a, 8)
 	return nil
 }

@@ -34,6 +34,7 @@ func (r Region) end() GPA { return r.Base + GPA(len(r.Host)) }
 // Memory is the guest's RAM. Its regions never change after New, so it needs no lock.
 type Memory struct {
 	regions []Region // sorted by Base, not overlapping
+	writes  *writes  // nil unless they are noted
 }
 
 // New makes a Memory of regions in any order. It refuses regions that are empty, unaligned, overlap or wrap.
@@ -106,6 +107,7 @@ func (m *Memory) WriteAt(p []byte, a GPA) error {
 	}
 	for len(p) > 0 {
 		n := copy(m.find(a), p)
+		m.Wrote(a, uint64(n))
 		p, a = p[n:], a+GPA(n)
 	}
 	return nil

@@ -41,6 +41,9 @@ func ioctlRun(fd int) unix.Errno {
 // hostAddress is the address of a mapping, as KVM wants it.
 func hostAddress(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) }
 
+// wordAddress is the same for words of ours, which the caller keeps alive until the call is over. The heap does not move.
+func wordAddress(w []uint64) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(w)))) }
+
 // storeWord writes the aligned word at the start of a run page so that another thread's KVM_RUN sees it whole.
 func storeWord(page []byte, v uint32) {
 	atomic.StoreUint32((*uint32)(unsafe.Pointer(unsafe.SliceData(page))), v)

@@ -3,6 +3,7 @@ package kvm
 import (
 	"fmt"
 	"os"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -138,10 +139,11 @@ func (vm *VM) SetClock(c *Clock) error {
 }
 
 // DirtyLog fills bitmap with the pages of slot that were written since the last call, one bit each
-// (KVM_GET_DIRTY_LOG, api.rst 4.8). The bitmap must cover the slot, in whole 64-bit words.
-func (vm *VM) DirtyLog(slot uint32, bitmap []byte) error {
-	arg := dirtyLog{slot: slot, bitmap: hostAddress(bitmap)}
+// (KVM_GET_DIRTY_LOG, api.rst 4.8). The bitmap must cover the slot.
+func (vm *VM) DirtyLog(slot uint32, bitmap []uint64) error {
+	arg := dirtyLog{slot: slot, bitmap: wordAddress(bitmap)}
 	_, err := ioctlPtr("KVM_GET_DIRTY_LOG", vm.fd, getDirtyLog, &arg)
+	runtime.KeepAlive(bitmap)
 	return err
 }
 

@@ -76,10 +76,18 @@ func (m *Machine) makeVCPUs(sys *kvm.System) error {
 			}
 		}
 		cpu.ID = id
-		if err := v.SetCPUID(boot.CPUID(supported, cpu)); err != nil {
+		leaves := boot.CPUID(supported, cpu)
+		if m.saved != nil {
+			if leaves, err = m.savedCPUID(id, leaves, cpu.TSCKHz); err != nil {
+				return err
+			}
+		}
+		if err := v.SetCPUID(leaves); err != nil {
 			return fmt.Errorf("vCPU %d: %w", id, err)
 		}
+		m.cpus[id].cpuid = leaves
 	}
+	m.tscKHz = cpu.TSCKHz
 	return nil
 }
 

@@ -43,7 +43,12 @@ func check(cfg *api.Config, env Env) error {
 // checkFiles demands that every File that must be there is.
 func checkFiles(cfg *api.Config, env Env) error {
 	files := env.Files
-	needed := map[string]api.File{"kernel": cfg.Boot.Kernel}
+	needed := map[string]api.File{}
+	if cfg.Restore != nil {
+		needed["state"], needed["memory"] = cfg.Restore.State, cfg.Restore.Memory
+	} else {
+		needed["kernel"] = cfg.Boot.Kernel
+	}
 	if env.Shell == nil {
 		needed["kvm"] = api.KVMFile
 	}

@@ -10,6 +10,7 @@ import (
 
 	"spore/guestmem"
 	"spore/kvm"
+	"spore/virtio/mmio"
 	"spore/vmm/boot"
 )
 
@@ -29,6 +30,8 @@ type transport interface {
 	register
 	Pause(context.Context) error
 	Resume() error
+	SaveState() (mmio.State, error)
+	LoadState(mmio.State) error
 	Close() error
 }
 

@@ -16,6 +16,7 @@ import (
 	"spore/virtio/balloon"
 	"spore/vmm/api"
 	"spore/vmm/boot"
+	"spore/vmm/snapshot"
 )
 
 // Env is what the process gives the machine beside its Config.
@@ -39,18 +40,21 @@ type Exit struct {
 
 // Machine is one microVM. Resume, Pause, Stats, SetBalloon, Stop, Wait and Close may be called by any goroutine.
 type Machine struct {
-	cfg   api.Config
-	log   *slog.Logger
-	vm    *kvm.VM
-	ram   *ram
-	image *boot.Image
-	mmio  bus
-	ports bus
-	cpus  []*vcpu
-	devs  []*device
+	cfg    api.Config
+	log    *slog.Logger
+	vm     *kvm.VM
+	ram    *ram
+	image  *boot.Image
+	saved  *snapshot.State // that the machine is made from, while it is made; nil for one that boots
+	mmio   bus
+	ports  bus
+	cpus   []*vcpu
+	tscKHz uint32 // of the host; 0 if it does not say
+	devs   []*device
 
 	balloon   *balloon.Device // nil without one
 	serialIRQ *os.File        // nil without a UART
+	changed   []pageSet       // by region of RAM, a bit for each page that is not the snapshot's any more; nil for a machine that was booted
 
 	confine func() error // for the thread of each vCPU; nil is none
 
@@ -85,16 +89,7 @@ func New(cfg api.Config, env Env) (_ *Machine, err error) {
 			err = errors.Join(err, m.release(), env.Shell.Close())
 		}
 	}()
-	for _, step := range []struct {
-		name string
-		do   func(Env) error
-	}{
-		{"memory", m.makeMemory},
-		{"vm", m.makeVM},
-		{"devices", m.makeDevices},
-		{"kernel", m.loadKernel},
-		{"registers", m.setRegisters},
-	} {
+	for _, step := range m.building() {
 		if err := step.do(env); err != nil {
 			return nil, fmt.Errorf("build machine: %s: %w", step.name, err)
 		}
@@ -107,6 +102,21 @@ func New(cfg api.Config, env Env) (_ *Machine, err error) {
 		go m.loop(c)
 	}
 	return m, nil
+}
+
+// step is one part of making a machine.
+type step struct {
+	name string
+	do   func(Env) error
+}
+
+// building are the steps of a machine that boots, or of one that wakes.
+func (m *Machine) building() []step {
+	all := []step{{"memory", m.makeMemory}, {"vm", m.makeVM}, {"devices", m.makeDevices}}
+	if m.cfg.Restore != nil {
+		return append([]step{{"state", m.readState}}, append(all, step{"restore", m.restore})...)
+	}
+	return append(all, step{"kernel", m.loadKernel}, step{"registers", m.setRegisters})
 }
 
 func (m *Machine) makeMemory(env Env) (err error) {
@@ -138,6 +148,11 @@ func (m *Machine) kick() {
 func (m *Machine) Resume(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.resume(ctx)
+}
+
+// resume is Resume; mu is held.
+func (m *Machine) resume(ctx context.Context) error {
 	if err := m.state.to(Running); err != nil {
 		return err
 	}
@@ -159,6 +174,11 @@ func (m *Machine) Resume(ctx context.Context) error {
 func (m *Machine) Pause(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.pause(ctx)
+}
+
+// pause is Pause; mu is held.
+func (m *Machine) pause(ctx context.Context) error {
 	if err := m.state.to(Paused); err != nil {
 		return err
 	}

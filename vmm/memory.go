@@ -32,41 +32,59 @@ func newRAM(cfg *api.Config, env Env) (_ *ram, err error) {
 			err = errors.Join(err, r.close())
 		}
 	}()
+	if err := r.mapRegions(cfg, env); err != nil {
+		return r, err
+	}
+	if err := r.mapPmem(cfg, env); err != nil {
+		return r, err
+	}
+	return r, nil
+}
+
+// mapRegions makes the RAM: empty, or what a snapshot's memory file has, of which pages are read when they are touched
+// and copied when they are written. Then it is also noted who writes what, for the next snapshot.
+func (r *ram) mapRegions(cfg *api.Config, env Env) (err error) {
 	var regions []guestmem.Region
 	var offset int64
 	for _, l := range r.layout {
 		m, err := mapRAM(int(l.Size))
 		if err != nil {
-			return r, err
+			return err
 		}
 		r.mappings = append(r.mappings, m)
-		if err := unix.Madvise(m.bytes, unix.MADV_HUGEPAGE); err != nil && !errors.Is(err, unix.EINVAL) {
-			return r, fmt.Errorf("advise huge pages: %w", err) // EINVAL: a kernel without them
+		if cfg.Restore != nil {
+			err = overlay(m.bytes, env.Files[cfg.Restore.Memory], offset, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+		} else if err = unix.Madvise(m.bytes, unix.MADV_HUGEPAGE); errors.Is(err, unix.EINVAL) {
+			err = nil // a kernel without huge pages
+		}
+		if err != nil {
+			return fmt.Errorf("prepare RAM at %#x: %w", l.Base, err)
 		}
 		regions = append(regions, guestmem.Region{Base: l.Base, Host: m.bytes, Offset: offset})
 		offset += int64(l.Size)
-		r.slot(l.Base, m.bytes, false)
+		r.slots = append(r.slots, kvm.MemSlot{Slot: uint32(len(r.slots)), GPA: uint64(l.Base), Host: m.bytes, LogDirty: cfg.Restore != nil})
 	}
-	if r.mem, err = guestmem.New(regions...); err != nil {
-		return r, err
+	if r.mem, err = guestmem.New(regions...); err == nil && cfg.Restore != nil {
+		r.mem.LogWrites()
 	}
+	return err
+}
+
+// mapPmem puts the pmem files above the RAM.
+func (r *ram) mapPmem(cfg *api.Config, env Env) error {
 	at := max(boot.MMIOGapEnd, r.layout[len(r.layout)-1].End())
 	for i, p := range cfg.Pmem {
 		m, err := mapReadOnly(env.Files[p.File], p.Size)
 		if err != nil {
-			return r, fmt.Errorf("pmem %d: %w", i, err)
+			return fmt.Errorf("pmem %d: %w", i, err)
 		}
 		r.mappings = append(r.mappings, m)
 		at = (at + pmemAlign - 1) &^ (pmemAlign - 1)
 		r.pmem = append(r.pmem, boot.Range{Base: at, Size: uint64(len(m.bytes))})
-		r.slot(at, m.bytes, true)
+		r.slots = append(r.slots, kvm.MemSlot{Slot: uint32(len(r.slots)), GPA: uint64(at), Host: m.bytes, ReadOnly: true})
 		at += guestmem.GPA(len(m.bytes))
 	}
-	return r, nil
-}
-
-func (r *ram) slot(at guestmem.GPA, b []byte, readOnly bool) {
-	r.slots = append(r.slots, kvm.MemSlot{Slot: uint32(len(r.slots)), GPA: uint64(at), Host: b, ReadOnly: readOnly})
+	return nil
 }
 
 // install tells KVM about the memory.

@@ -16,6 +16,7 @@ const exitKinds = 32
 type vcpu struct {
 	id    int
 	kvm   *kvm.VCPU
+	cpuid []kvm.CPUIDEntry
 	exits [exitKinds]atomic.Uint64
 	kicks atomic.Uint64 // returns because of a signal, wanted or not
 }

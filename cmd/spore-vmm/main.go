@@ -64,7 +64,11 @@ func run(unjailed bool) error {
 	if !unjailed {
 		env.Confine = confineVCPU
 	}
-	server := control.New(files[cfg.Control], log)
+	conn, err := control.NewSocket(files[cfg.Control])
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	server := control.New(conn, log)
 	if err := serve(cfg, env, server, unjailed); err != nil {
 		server.Event(api.Event{Kind: api.EventExit, Reason: api.ExitInternal, Detail: err.Error()})
 		return err

@@ -22,6 +22,7 @@ type Chain struct {
 	Writable [][]byte
 
 	readable, writable uint64 // sums of the lengths
+	places             []span // of Writable
 	read               cursor
 	write              cursor
 }
@@ -30,7 +31,7 @@ type Chain struct {
 type cursor struct{ buffer, offset int }
 
 func (c *Chain) reset(head uint16) {
-	*c = Chain{Head: head, Readable: c.Readable[:0], Writable: c.Writable[:0]}
+	*c = Chain{Head: head, Readable: c.Readable[:0], Writable: c.Writable[:0], places: c.places[:0]}
 }
 
 // ReadableLen is the number of bytes the device may read, at most 2^32-1.
@@ -177,6 +178,7 @@ func (q *Queue) add(c *Chain, d descriptor) bool {
 	}
 	if write {
 		c.Writable = append(c.Writable, b)
+		c.places = append(c.places, span{d.addr, d.addr + guestmem.GPA(d.len)})
 		c.writable += uint64(d.len)
 	} else {
 		c.Readable = append(c.Readable, b)

@@ -181,6 +181,9 @@ func (q *Queue) Push(head uint16, written uint32) error {
 	}
 	c := q.used[head]
 	written = uint32(min(uint64(written), c.WritableLen()))
+	for _, w := range c.places { // all of it: what a device says it wrote is what the driver may believe, not what it touched
+		q.mem.Wrote(w.from, uint64(w.to-w.from))
+	}
 	q.inFlight[head], q.used[head] = false, nil
 	q.chains = append(q.chains, c)
 	at := q.state.Used + ringHeader + usedSize*guestmem.GPA(q.state.NextUsed&(q.state.Size-1))

@@ -38,13 +38,14 @@ type Config struct {
 	Control File `json:"control"` // SOCK_STREAM socket: requests in, replies and events out
 	Log     File `json:"log"`     // JSON log lines, or NoFile
 
-	Boot    Boot    `json:"boot"`
-	Disks   []Disk  `json:"disks,omitempty"`
-	Pmem    []Pmem  `json:"pmem,omitempty"`
-	Vsock   *Vsock  `json:"vsock,omitempty"`
-	Console Console `json:"console"`
-	Entropy File    `json:"entropy"` // /dev/urandom for the entropy device, or NoFile for none
-	Balloon bool    `json:"balloon"` // virtio balloon: inflate, deflate on OOM, statistics, free page reporting
+	Boot    Boot     `json:"boot"`              // ignored with Restore
+	Restore *Restore `json:"restore,omitempty"` // the machine continues from a snapshot
+	Disks   []Disk   `json:"disks,omitempty"`
+	Pmem    []Pmem   `json:"pmem,omitempty"`
+	Vsock   *Vsock   `json:"vsock,omitempty"`
+	Console Console  `json:"console"`
+	Entropy File     `json:"entropy"` // /dev/urandom for the entropy device, or NoFile for none
+	Balloon bool     `json:"balloon"` // virtio balloon: inflate, deflate on OOM, statistics, free page reporting
 
 	// Test marks a bare-metal guest: Boot.Kernel is a flat image loaded and entered at 1 MiB in 64-bit mode,
 	// and no ACPI tables are written.
@@ -56,6 +57,13 @@ type Boot struct {
 	Kernel  File   `json:"kernel"`  // ELF vmlinux or bzImage
 	Initrd  File   `json:"initrd"`  // initramfs, or NoFile
 	Cmdline string `json:"cmdline"` // at most 2047 bytes; the VMM appends nothing
+}
+
+// Restore is the snapshot that a machine continues from. Everything else of the Config must be as it was for the machine
+// that was saved: the policy comes from here, never from a snapshot (SNAP-08).
+type Restore struct {
+	State  File `json:"state"`  // as OpSnapshot wrote it; a regular file or memfd
+	Memory File `json:"memory"` // Config.Memory bytes, sparse; mapped privately, so it may be read-only and shared
 }
 
 // Disk is one virtio-blk device, in the order of /dev/vda, /dev/vdb, …
@@ -97,6 +105,9 @@ type Console struct {
 // Files lists every File that c names, NoFile included and KVMFile not, in no particular order.
 func (c *Config) Files() []File {
 	out := []File{c.Control, c.Log, c.Entropy, c.Boot.Kernel, c.Boot.Initrd, c.Console.Output, c.Console.Input}
+	if c.Restore != nil {
+		out = append(out, c.Restore.State, c.Restore.Memory)
+	}
 	for _, d := range c.Disks {
 		out = append(out, d.File)
 	}

@@ -10,6 +10,11 @@ const (
 	OpStop    Op = "stop"    // end the machine now; the Exit event follows
 	OpStats   Op = "stats"   // Reply.Counters
 	OpBalloon Op = "balloon" // Request.Bytes is the new balloon size
+	OpSave    Op = "save"    // a snapshot into the SaveFiles descriptors that come with the request; Reply.Saved
+
+	// SaveFiles is how many descriptors come with OpSave: the state file and the memory file, both empty and open for
+	// writing. They are attached to the first byte of the request (SCM_RIGHTS).
+	SaveFiles = 2
 )
 
 // Request is one message from the supervisor.
@@ -17,6 +22,7 @@ type Request struct {
 	ID    uint64 `json:"id"`
 	Op    Op     `json:"op"`
 	Bytes int64  `json:"bytes,omitempty"`
+	Live  bool   `json:"live,omitempty"` // OpSave: copy memory while the guest runs, where that is possible
 }
 
 // Message is what the VMM sends: either a Reply or an Event, exactly one of them.
@@ -30,6 +36,15 @@ type Reply struct {
 	ID       uint64                       `json:"id"`
 	Error    string                       `json:"error,omitempty"`
 	Counters map[string]map[string]uint64 `json:"counters,omitempty"` // device → counter → value
+	Saved    *Saved                       `json:"saved,omitempty"`    // OpSave
+}
+
+// Saved is what a snapshot is made of, and what it cost.
+type Saved struct {
+	Changes bool  `json:"changes"`       // memory holds only what differs from the memory file that the machine woke from
+	Before  int64 `json:"before_bytes"`  // of memory, copied while the guest ran
+	During  int64 `json:"during_bytes"`  // copied while it stood still
+	Stopped int64 `json:"stopped_nanos"` // for which the guest stood still; 0 if it was paused already
 }
 
 // EventKind says what happened.

@@ -39,6 +39,9 @@ const (
 	leafAMDTopoExt  = 0x80000026
 )
 
+// TellsFrequency reports whether a leaf tells the guest the frequency of a clock.
+func TellsFrequency(leaf uint32) bool { return leaf == leafTSC || leaf == leafTiming }
+
 // Bits that are set or cleared by name.
 const (
 	ecx1VMX         = 1 << 5

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -22,14 +23,27 @@ type Machine interface {
 	Stop(detail string) // the machine ends; safe at any time
 	Stats() map[string]map[string]uint64
 	SetBalloon(bytes int64) error
+	// Save writes a snapshot to files that stay the caller's.
+	Save(ctx context.Context, state, memory *os.File, live bool) (api.Saved, error)
 }
 
-// patience bounds a pause or resume. A device that takes longer is broken, and the supervisor hears so.
-const patience = 30 * time.Second
+// patience bounds a pause or resume. A device that takes longer is broken, and the supervisor hears so. A snapshot takes as long
+// as it takes to write the memory.
+const (
+	patience     = 30 * time.Second
+	savePatience = 10 * time.Minute
+)
+
+// Conn is a control socket as the server sees it.
+type Conn interface {
+	io.ReadWriter
+	// Files returns the descriptors that came with what was read since the last call. They are the caller's.
+	Files() []*os.File
+}
 
 // Server speaks for one machine on one connection.
 type Server struct {
-	conn io.ReadWriter
+	conn Conn
 	log  *slog.Logger
 
 	mu   sync.Mutex // one message at a time
@@ -37,7 +51,7 @@ type Server struct {
 }
 
 // New makes a Server on conn. A nil log is silent.
-func New(conn io.ReadWriter, log *slog.Logger) *Server {
+func New(conn Conn, log *slog.Logger) *Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -69,7 +83,11 @@ func (s *Server) Serve(ctx context.Context, m Machine) error {
 			}
 			return fmt.Errorf("read control request: %w", err)
 		}
-		reply := s.answer(ctx, m, r)
+		files := s.conn.Files()
+		reply := s.answer(ctx, m, r, files)
+		for _, f := range files {
+			f.Close()
+		}
 		if err := s.send(api.Message{Reply: &reply}); err != nil {
 			m.Stop("control socket broken")
 			return fmt.Errorf("send control reply: %w", err)
@@ -80,8 +98,12 @@ func (s *Server) Serve(ctx context.Context, m Machine) error {
 	}
 }
 
-func (s *Server) answer(ctx context.Context, m Machine, r api.Request) api.Reply {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (s *Server) answer(ctx context.Context, m Machine, r api.Request, files []*os.File) api.Reply {
+	limit := patience
+	if r.Op == api.OpSave {
+		limit = savePatience
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	reply := api.Reply{ID: r.ID}
 	var err error
@@ -95,6 +117,8 @@ func (s *Server) answer(ctx context.Context, m Machine, r api.Request) api.Reply
 		reply.Counters = m.Stats()
 	case api.OpBalloon:
 		err = m.SetBalloon(r.Bytes)
+	case api.OpSave:
+		reply.Saved, err = save(ctx, m, r, files)
 	default:
 		err = fmt.Errorf("unknown request %q", r.Op)
 	}
@@ -103,4 +127,15 @@ func (s *Server) answer(ctx context.Context, m Machine, r api.Request) api.Reply
 		s.log.Warn("control request refused", "op", r.Op, "error", err)
 	}
 	return reply
+}
+
+func save(ctx context.Context, m Machine, r api.Request, files []*os.File) (*api.Saved, error) {
+	if len(files) != api.SaveFiles {
+		return nil, fmt.Errorf("%d descriptors came with the request, want %d", len(files), api.SaveFiles)
+	}
+	saved, err := m.Save(ctx, files[0], files[1], r.Live)
+	if err != nil {
+		return nil, err
+	}
+	return &saved, nil
 }

@@ -1,11 +1,15 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
+	"os"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"spore/internal/wire"
 	"spore/vmm/api"
@@ -30,15 +34,35 @@ func (m *machine) Pause(context.Context) error  { return m.note("pause") }
 func (m *machine) Resume(context.Context) error { return m.note("resume") }
 func (m *machine) SetBalloon(int64) error       { return m.note("balloon") }
 func (m *machine) Stop(string)                  { m.note("stop"); m.once.Do(func() { close(m.ended) }) }
+func (m *machine) Save(_ context.Context, state, memory *os.File, live bool) (api.Saved, error) {
+	if _, err := state.WriteString("state"); err != nil {
+		return api.Saved{}, err
+	}
+	_, err := memory.WriteString("memory")
+	return api.Saved{Changes: live}, errors.Join(err, m.note("save"))
+}
 func (m *machine) Stats() map[string]map[string]uint64 {
 	return map[string]map[string]uint64{"vcpu0": {"mmio": 3}}
 }
 
 func start(t *testing.T) (*machine, *Server, net.Conn, chan error) {
-	ours, theirs := net.Pipe()
-	t.Cleanup(func() { ours.Close() })
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := net.FileConn(os.NewFile(uintptr(fds[0]), "ours"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fds[0])
+	theirs := os.NewFile(uintptr(fds[1]), "theirs")
+	t.Cleanup(func() { ours.Close(); theirs.Close() })
+	conn, err := NewSocket(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
 	m := &machine{ended: make(chan struct{})}
-	s := New(theirs, nil)
+	s := New(conn, nil)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(t.Context(), m) }()
 	return m, s, ours, done
@@ -119,5 +143,61 @@ func TestNothingFollowsTheExitEvent(t *testing.T) {
 	}
 	if err := <-sent; err != nil { // the third did not wait for a reader
 		t.Error(err)
+	}
+}
+
+// TestSaveWritesToTheDescriptors sends what a snapshot goes to with the request, too few of them, and too many.
+func TestSaveWritesToTheDescriptors(t *testing.T) {
+	m, _, c, _ := start(t)
+	dir := t.TempDir()
+	for _, test := range []struct {
+		files int
+		want  string
+	}{{2, ""}, {0, "0 descriptors came with the request, want 2"}, {1, "1 descriptors came with the request, want 2"}, {3, ""}} {
+		var rights []int
+		var paths []string
+		for range test.files {
+			f, err := os.CreateTemp(dir, "file")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			rights, paths = append(rights, int(f.Fd())), append(paths, f.Name())
+		}
+		var frame bytes.Buffer
+		if err := wire.Write(&frame, api.Request{ID: 1, Op: api.OpSave, Live: true}); err != nil {
+			t.Fatal(err)
+		}
+		var oob []byte
+		if rights != nil {
+			oob = unix.UnixRights(rights...)
+		}
+		if _, _, err := c.(*net.UnixConn).WriteMsgUnix(frame.Bytes(), oob, nil); err != nil {
+			t.Fatal(err)
+		}
+		var reply api.Message
+		if err := wire.Read(c, &reply); err != nil {
+			t.Fatal(err)
+		}
+		if reply.Reply.Error != test.want {
+			t.Errorf("%d files: error %q, want %q", test.files, reply.Reply.Error, test.want)
+		}
+		if test.want != "" {
+			continue
+		}
+		if reply.Reply.Saved == nil || !reply.Reply.Saved.Changes {
+			t.Errorf("%d files: reply %+v", test.files, reply.Reply)
+		}
+		for i, want := range []string{"state", "memory"} {
+			if got, err := os.ReadFile(paths[i]); err != nil || string(got) != want {
+				t.Errorf("file %d holds %q, %v", i, got, err)
+			}
+		}
+	}
+	if r := ask(t, c, api.Request{ID: 2, Op: api.OpSave}); r.Error == "" {
+		t.Error("descriptors of an earlier request were used again")
+	}
+	if len(m.calls) != 2 {
+		t.Errorf("calls %v, want two saves", m.calls)
 	}
 }

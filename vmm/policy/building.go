@@ -14,7 +14,7 @@ const execFile = 1000
 // stays on, so it has what Running has.
 func Building() seccomp.Policy {
 	var p seccomp.Policy
-	for _, group := range []seccomp.Policy{goStart, kvmSetUp, enterGuest, descriptors} {
+	for _, group := range []seccomp.Policy{goStart, kvmSetUp, enterGuest, saveMachine, descriptors} {
 		p = append(p, group...)
 	}
 	have := map[string]bool{}
@@ -85,11 +85,17 @@ var kvmSetUp = func() seccomp.Policy {
 		{0x4040ae79, "KVM_IOEVENTFD"},
 		{0x4020ae76, "KVM_IRQFD"},
 		{0x4008ae89, "KVM_SET_MSRS"},
-		{0x8138ae83, "KVM_GET_SREGS"},
 		{0x4138ae84, "KVM_SET_SREGS"},
-		{0x8140aecc, "KVM_GET_SREGS2"},
 		{0x4140aecd, "KVM_SET_SREGS2"},
 		{0x4090ae82, "KVM_SET_REGS"},
+		{0x5000aea5, "KVM_SET_XSAVE, of a snapshot"},
+		{0x4188aea7, "KVM_SET_XCRS, of a snapshot"},
+		{0x4400ae8f, "KVM_SET_LAPIC, of a snapshot"},
+		{0x4080aea2, "KVM_SET_DEBUGREGS, of a snapshot"},
+		{0x4040aea0, "KVM_SET_VCPU_EVENTS, of a snapshot"},
+		{0x4004ae99, "KVM_SET_MP_STATE, of a snapshot"},
+		{0x4030ae7b, "KVM_SET_CLOCK, of a snapshot"},
+		{0x4008ae61, "KVM_IRQ_LINE: the guest learns that it has woken"},
 	} {
 		p = append(p, seccomp.Rule{Call: "ioctl", Args: []seccomp.Arg{seccomp.Equal(1, c.number)}, Why: c.why})
 	}

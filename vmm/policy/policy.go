@@ -52,7 +52,7 @@ const kvmRun = 0xae80 // KVM_RUN
 // socket, connect, execve, ptrace or mprotect, and no memory is ever executable.
 func Running() seccomp.Policy {
 	var p seccomp.Policy
-	for _, group := range []seccomp.Policy{scheduling, memory, poller, signals, threads, enterGuest, blockDevice, sockets, control} {
+	for _, group := range []seccomp.Policy{scheduling, memory, poller, signals, threads, enterGuest, saveMachine, blockDevice, sockets, control} {
 		p = append(p, group...)
 	}
 	return p
@@ -103,8 +103,35 @@ var (
 )
 
 var enterGuest = seccomp.Policy{
-	{Call: "ioctl", Args: []seccomp.Arg{seccomp.Equal(1, kvmRun)}, Why: "enter the guest; every other KVM ioctl is over by now"},
+	{Call: "ioctl", Args: []seccomp.Arg{seccomp.Equal(1, kvmRun)}, Why: "enter the guest"},
 }
+
+// saveMachine is what a snapshot reads of the VM (linux/kvm.h). Nothing of it changes the machine but the log, which it
+// empties; all that sets state is over by now, and the vCPUs' own threads may do none of it.
+var saveMachine = func() seccomp.Policy {
+	var p seccomp.Policy
+	for _, c := range []struct {
+		number uint64
+		why    string
+	}{
+		{0x4010ae42, "KVM_GET_DIRTY_LOG"},
+		{0xc208ae62, "KVM_GET_IRQCHIP"},
+		{0x8030ae7c, "KVM_GET_CLOCK"},
+		{0x8004ae98, "KVM_GET_MP_STATE"},
+		{0x8090ae81, "KVM_GET_REGS"},
+		{0x9000aea4, "KVM_GET_XSAVE"},
+		{0x8188aea6, "KVM_GET_XCRS"},
+		{0x8138ae83, "KVM_GET_SREGS"},
+		{0x8140aecc, "KVM_GET_SREGS2"},
+		{0xc008ae88, "KVM_GET_MSRS"},
+		{0x8400ae8e, "KVM_GET_LAPIC"},
+		{0x8080aea1, "KVM_GET_DEBUGREGS"},
+		{0x8040ae9f, "KVM_GET_VCPU_EVENTS"},
+	} {
+		p = append(p, seccomp.Rule{Call: "ioctl", Args: []seccomp.Arg{seccomp.Equal(1, c.number)}, Why: c.why})
+	}
+	return p
+}()
 
 var vcpuThread = seccomp.Policy{
 	{Call: "epoll_pwait", Why: "the runtime looks at the poller when it starts the world after a collection"},

@@ -1,0 +1,135 @@
+package vmm
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"spore/guestmem"
+	"spore/kvm"
+	"spore/virtio/mmio"
+	"spore/vmm/boot"
+	"spore/vmm/snapshot"
+)
+
+// ErrHost is matched by the error of a snapshot that this host cannot continue: another processor, another clock, a KVM
+// that lacks something. The snapshot itself is sound.
+var ErrHost = errors.New("this host cannot continue the snapshot")
+
+// readState reads the state file and looks whether it is of a machine like this one.
+func (m *Machine) readState(env Env) error {
+	memory, err := env.Files[m.cfg.Restore.Memory].Stat()
+	if err != nil {
+		return fmt.Errorf("look at memory file: %w", err)
+	}
+	if !memory.Mode().IsRegular() || memory.Size() != m.cfg.Memory {
+		return fmt.Errorf("%w: memory file of %d bytes for %d of memory", ErrConfig, memory.Size(), m.cfg.Memory)
+	}
+	file := env.Files[m.cfg.Restore.State]
+	defer file.Close()
+	raw, err := io.ReadAll(io.NewSectionReader(file, 0, snapshot.MaxSize+1))
+	if err != nil {
+		return fmt.Errorf("read machine state: %w", err)
+	}
+	s, err := snapshot.Decode(raw)
+	if err != nil {
+		return err
+	}
+	switch {
+	case s.Memory != m.cfg.Memory:
+		return fmt.Errorf("%w: the snapshot is of %d bytes of memory, this is %d", ErrConfig, s.Memory, m.cfg.Memory)
+	case len(s.VCPUs) != m.cfg.VCPUs:
+		return fmt.Errorf("%w: the snapshot is of %d vCPUs, this is %d", ErrConfig, len(s.VCPUs), m.cfg.VCPUs)
+	}
+	m.saved = s
+	return nil
+}
+
+// clockTolerance is how far the frequencies of two hosts' clocks may be apart, in parts per million: what the guest's
+// time may run wrong by. NTP corrects 500.
+const clockTolerance = 250
+
+// savedCPUID returns the leaves that vCPU id was shown when it was saved, if this host would show it the same. Only the
+// frequencies may differ a little: they are measured anew at every start of a host.
+func (m *Machine) savedCPUID(id int, here []kvm.CPUIDEntry, khz uint32) ([]kvm.CPUIDEntry, error) {
+	there := m.saved.VCPUs[id].CPUID
+	limit := int64(khz) * clockTolerance / 1e6
+	if d := int64(m.saved.TSCKHz) - int64(khz); d < -limit || d > limit {
+		return nil, fmt.Errorf("%w: its clock ran at %d kHz, this processor's at %d kHz", ErrHost, m.saved.TSCKHz, khz)
+	}
+	if len(here) != len(there) {
+		return nil, fmt.Errorf("%w: another processor or kernel: %d CPUID leaves, here %d", ErrHost, len(there), len(here))
+	}
+	for i := range here {
+		if here[i] != there[i] && !boot.TellsFrequency(here[i].Function) {
+			return nil, fmt.Errorf("%w: another processor or kernel: CPUID leaf %#x.%d differs", ErrHost, here[i].Function, here[i].Index)
+		}
+	}
+	return there, nil
+}
+
+// restore makes the new machine what the saved one was.
+func (m *Machine) restore(Env) error {
+	s := m.saved
+	m.saved = nil
+	if len(s.Devices) != len(m.devs) {
+		return fmt.Errorf("%w: the snapshot has %d devices, this machine %d", ErrConfig, len(s.Devices), len(m.devs))
+	}
+	for i := range s.Chips {
+		if err := m.vm.SetIRQChip(&s.Chips[i]); err != nil {
+			return err
+		}
+	}
+	// The flags would ask for the time that has passed to be added: the guest's clock goes on where it stood.
+	if err := m.vm.SetClock(&kvm.Clock{Nanos: s.Clock.Nanos}); err != nil {
+		return err
+	}
+	for i, c := range m.cpus {
+		if err := loadVCPU(c.kvm, &s.VCPUs[i]); err != nil {
+			return fmt.Errorf("vCPU %d: %w", c.id, err)
+		}
+	}
+	for i, d := range m.devs {
+		if err := loadDevice(d, s.Devices[i]); err != nil {
+			return err
+		}
+	}
+	for _, r := range m.ram.mem.Regions() {
+		m.changed = append(m.changed, make(pageSet, guestmem.Words(len(r.Host))))
+	}
+	if m.cfg.Test {
+		return nil
+	}
+	if err := m.newGeneration(); err != nil {
+		return err
+	}
+	return m.pulse(eventGSI)
+}
+
+func loadDevice(d *device, saved snapshot.Device) error {
+	if saved.Name != d.name {
+		return fmt.Errorf("%w: the snapshot has %.64q where this machine has %s", ErrConfig, saved.Name, d.name)
+	}
+	var st mmio.State
+	dec := json.NewDecoder(bytes.NewReader(saved.State))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&st); err != nil {
+		return fmt.Errorf("%s: %w: %w", d.name, mmio.ErrState, err)
+	}
+	if err := d.regs.LoadState(st); err != nil {
+		return fmt.Errorf("%s: %w", d.name, err)
+	}
+	return nil
+}
+
+// pulse raises an interrupt once, as an edge.
+func (m *Machine) pulse(gsi kvm.GSI) error {
+	for _, high := range []bool{true, false} {
+		if err := m.vm.SetIRQ(gsi, high); err != nil {
+			return err
+		}
+	}
+	return nil
+}

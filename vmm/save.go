@@ -1,0 +1,198 @@
+package vmm
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spore/guestmem"
+	"spore/vmm/api"
+	"spore/vmm/snapshot"
+)
+
+// Save writes a snapshot of a paused or running machine. A running one stands still while its state is read and runs on
+// afterwards, whatever the error. The memory of a machine that was booted is written whole, of one that woke from a
+// snapshot only what has changed since: Saved.Changes says which.
+//
+// Both files are empty and stay the caller's. Memory goes to the offsets of Config.Memory, with holes for pages that were
+// never touched; its size is the caller's business. Live copies memory while the guest runs, and stops it for the rest only;
+// it needs a machine that woke from a snapshot.
+func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live bool) (saved api.Saved, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.serialIRQ != nil {
+		return saved, errors.New("save machine: its debug console cannot be saved: run it without --debug-console")
+	}
+	saved.Changes = m.changed != nil
+	if live && saved.Changes && m.state == Running {
+		for pass := range livePasses {
+			n, err := m.copyChanged(ctx, memory, pass == 0)
+			if err != nil {
+				return saved, fmt.Errorf("save machine: %w", err)
+			}
+			saved.Before += n
+		}
+	}
+	if m.state == Running {
+		began := time.Now()
+		if err := m.pause(ctx); err != nil {
+			return saved, fmt.Errorf("save machine: %w", err)
+		}
+		defer func() {
+			err = errors.Join(err, m.resume(context.WithoutCancel(ctx)))
+			saved.Stopped = time.Since(began).Nanoseconds()
+		}()
+	}
+	if err := m.state.to(Running); err != nil { // it has ended meanwhile
+		return saved, fmt.Errorf("save machine: %w", err)
+	}
+	if saved.Changes {
+		saved.During, err = m.copyChanged(ctx, memory, saved.Before == 0)
+	} else {
+		saved.During, err = m.copyTouched(ctx, memory)
+	}
+	if err != nil {
+		return saved, fmt.Errorf("save machine: %w", err)
+	}
+	state, err := m.gather()
+	if err != nil {
+		return saved, fmt.Errorf("save machine: %w", err)
+	}
+	if err := writeAll(stateFile, state, 0); err != nil {
+		return saved, fmt.Errorf("save machine: state: %w", err)
+	}
+	return saved, nil
+}
+
+// livePasses is how often memory is copied while the guest runs. The first pass takes what has changed since the machine
+// woke, the second what changed during the first; a third finds little less than the second.
+const livePasses = 2
+
+// gather reads the state of a paused machine.
+func (m *Machine) gather() ([]byte, error) {
+	s := &snapshot.State{Memory: m.cfg.Memory, TSCKHz: m.tscKHz}
+	for _, c := range m.cpus {
+		v, err := saveVCPU(c.kvm)
+		if err != nil {
+			return nil, fmt.Errorf("vCPU %d: %w", c.id, err)
+		}
+		v.CPUID = c.cpuid
+		s.VCPUs = append(s.VCPUs, *v)
+	}
+	var err error
+	for id := range s.Chips {
+		if s.Chips[id], err = m.vm.IRQChip(uint32(id)); err != nil {
+			return nil, err
+		}
+	}
+	if s.Clock, err = m.vm.Clock(); err != nil {
+		return nil, err
+	}
+	for _, d := range m.devs {
+		st, err := d.regs.SaveState()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", d.name, err)
+		}
+		raw, err := json.Marshal(st)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", d.name, err)
+		}
+		s.Devices = append(s.Devices, snapshot.Device{Name: d.name, State: raw})
+	}
+	return snapshot.Encode(s)
+}
+
+// copyChanged writes the pages of a machine that woke which are not the snapshot's any more: on a save's first pass all
+// of them, on later passes those that were written since the last. What is written from now on is for the next pass, or
+// the next save.
+func (m *Machine) copyChanged(ctx context.Context, to *os.File, first bool) (n int64, err error) {
+	for i, r := range m.ram.mem.Regions() {
+		pages := make(pageSet, guestmem.Words(len(r.Host)))
+		if err := m.vm.DirtyLog(uint32(i), pages); err != nil {
+			return n, err
+		}
+		m.ram.mem.TakeWrites(i, pages)
+		for w := range pages {
+			m.changed[i][w] |= pages[w]
+		}
+		if first {
+			pages = m.changed[i]
+		}
+		k, err := copyPages(ctx, to, r, pages)
+		n += k
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// copyTouched writes every page that is not zero, as one that the guest never touched is.
+func (m *Machine) copyTouched(ctx context.Context, to *os.File) (n int64, err error) {
+	for _, r := range m.ram.mem.Regions() {
+		pages := make(pageSet, guestmem.Words(len(r.Host)))
+		for at := 0; at < len(r.Host); at += guestmem.PageSize {
+			if !bytes.Equal(r.Host[at:at+guestmem.PageSize], zeroPage[:]) {
+				pages.add(at / guestmem.PageSize)
+			}
+		}
+		k, err := copyPages(ctx, to, r, pages)
+		n += k
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+var zeroPage [guestmem.PageSize]byte
+
+// maxRun bounds one write, in pages.
+const maxRun = 256
+
+// copyPages writes the pages of a region that are in the set, neighbours in one go.
+func copyPages(ctx context.Context, to *os.File, r guestmem.Region, pages pageSet) (n int64, err error) {
+	for first, count := pages.run(0, maxRun); count > 0; first, count = pages.run(first+count, maxRun) {
+		if ctx.Err() != nil {
+			return n, context.Cause(ctx)
+		}
+		from := first * guestmem.PageSize
+		b := r.Host[from : from+count*guestmem.PageSize]
+		if err := writeAll(to, b, r.Offset+int64(from)); err != nil {
+			return n, fmt.Errorf("memory: %w", err)
+		}
+		n += int64(len(b))
+	}
+	return n, nil
+}
+
+// writeAll is a pwrite of everything, by the call that disks are written with.
+func writeAll(f *os.File, b []byte, off int64) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for len(b) > 0 {
+		var n int
+		var inner error
+		if err := raw.Control(func(fd uintptr) { n, inner = unix.Pwritev2(int(fd), [][]byte{b}, off, 0) }); err != nil {
+			return err
+		}
+		switch {
+		case inner == unix.EINTR:
+			continue
+		case inner != nil:
+			return os.NewSyscallError("pwritev2", inner)
+		case n == 0:
+			return errors.New("nothing was written")
+		}
+		b, off = b[n:], off+int64(n)
+	}
+	return nil
+}

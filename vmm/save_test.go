@@ -1,0 +1,312 @@
+package vmm
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"spore/guestmem"
+	"spore/vmm/api"
+	"spore/vmm/snapshot"
+)
+
+// memFile is an empty file in memory.
+func memFile(t testing.TB, name string) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+type saveFiles struct{ State, Memory *os.File }
+
+// save takes a snapshot of m. Memory changed since another snapshot goes on top of a copy of that one's.
+func save(t testing.TB, m *Machine, base *os.File, live bool) (to saveFiles, saved api.Saved) {
+	t.Helper()
+	to = saveFiles{State: memFile(t, "state"), Memory: memFile(t, "memory")}
+	saved, err := m.Save(t.Context(), to.State, to.Memory, live)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := to.Memory.Truncate(m.cfg.Memory); err != nil {
+		t.Fatal(err)
+	}
+	if saved.Changes {
+		whole := memFile(t, "memory")
+		copyData(t, whole, base)
+		copyData(t, whole, to.Memory)
+		to.Memory = whole
+	}
+	return to, saved
+}
+
+// copyData copies what is no hole.
+func copyData(t testing.TB, to, from *os.File) {
+	t.Helper()
+	size, err := from.Seek(0, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := to.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	for off := int64(0); ; {
+		start, err := unix.Seek(int(from.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if off, err = unix.Seek(int(from.Fd()), start, unix.SEEK_HOLE); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, off-start)
+		if _, err := from.ReadAt(b, start); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := to.WriteAt(b, start); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// wake makes a machine of a snapshot.
+func wake(t *testing.T, from saveFiles, change func(*api.Config, *Env)) (*Machine, *probe) {
+	t.Helper()
+	return newTestMachine(t, nil, func(cfg *api.Config, env *Env) {
+		dup := func(f *os.File) *os.File {
+			fd, err := unix.Dup(int(f.Fd()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return os.NewFile(uintptr(fd), f.Name())
+		}
+		cfg.Boot.Kernel = api.NoFile
+		cfg.Restore = &api.Restore{State: api.File(len(env.Files)), Memory: api.File(len(env.Files) + 1)}
+		env.Files = append(env.Files, dup(from.State), dup(from.Memory))
+		if change != nil {
+			change(cfg, env)
+		}
+	})
+}
+
+// counting tells the probe ECX, waits for an answer other than 0, adds it to ECX and to the word at 0x300000, and
+// begins again.
+func counting() code {
+	loop := asm([]byte{0x89, 0xc8}, outEAX(portProbe), // mov eax, ecx; out
+		in32(portProbe), []byte{0x85, 0xc0, 0x74, 0xf7}, // back over test (2), jz (2), in (1) and mov dx (4)
+		[]byte{0x01, 0xc1, 0xbb}, le32(0x300000), []byte{0x01, 0x03}) // add ecx, eax; mov ebx, …; add [rbx], eax
+	return asm([]byte{0xb9}, le32(1000), loop, []byte{0xeb, byte(-len(loop) - 2)})
+}
+
+// reply lets a counting guest go on once.
+func (p *probe) reply(v uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.answer = v
+}
+
+// TestSnapshotGoesOn moves a guest through three machines; each goes on where the one before stood, and the ones before
+// are not changed by it.
+func TestSnapshotGoesOn(t *testing.T) {
+	m, p := newTestMachine(t, counting(), nil)
+	if err := m.Resume(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, p)
+	first, saved := save(t, m, nil, false)
+	if saved.Changes || saved.Stopped == 0 {
+		t.Errorf("saved %+v of a running machine that was booted", saved)
+	}
+	if err := m.Pause(within(t)); err != nil {
+		t.Fatalf("the machine does not run on after it was saved: %v", err)
+	}
+	second, p := wake(t, first, nil)
+	p.reply(7)
+	if err := second.Resume(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	for len(p.values()) < 3 { // 1000 was told before; 1007 and more come
+		await(t, p)
+	}
+	p.reply(0)
+	third, saved := save(t, second, first.Memory, false)
+	told := p.values()
+	if told[0] != 1007 || told[1] != 1014 {
+		t.Errorf("the second machine told %v, want it to go on with 1007", told)
+	}
+	if !saved.Changes || saved.During == 0 || saved.During > 64*guestmem.PageSize {
+		t.Errorf("saved %+v of a machine that changed a page or two", saved)
+	}
+	last, p := wake(t, third, nil)
+	p.reply(100)
+	if err := last.Resume(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	for len(p.values()) < 2 { // the first may be of an answer that the second machine got
+		await(t, p)
+	}
+	if got := p.values(); got[0] < 1014 || got[1] != got[0]+100 {
+		t.Errorf("the third machine told %v, want it to go on from the second's and add 100", got[:2])
+	}
+	// The word in memory moved with the registers.
+	if err := last.Pause(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	word, err := last.ram.mem.LoadUint32(0x300000)
+	if err != nil || word < 107 {
+		t.Errorf("the word in memory is %d, %v", word, err)
+	}
+	again, p := wake(t, first, nil)
+	p.reply(1)
+	if err := again.Resume(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, p)
+	if got := p.values()[0]; got != 1001 {
+		t.Errorf("the first snapshot woke again with %d, want 1001", got)
+	}
+}
+
+// TestLiveSnapshotIsOfOneMoment saves a guest that runs all the time. Its registers and its memory, which it changes
+// together, must be of the same moment.
+func TestLiveSnapshotIsOfOneMoment(t *testing.T) {
+	m, p := newTestMachine(t, counting(), nil)
+	if err := m.Resume(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, p)
+	from, _ := save(t, m, nil, false)
+	m, p = wake(t, from, nil)
+	p.reply(1)
+	if err := m.Resume(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		await(t, p)
+		to, saved := save(t, m, from.Memory, true)
+		if saved.Before == 0 {
+			t.Errorf("nothing was copied while the guest ran: %+v", saved)
+		}
+		copied, q := wake(t, to, nil)
+		word, err := copied.ram.mem.LoadUint32(0x300000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.reply(1)
+		if err := copied.Resume(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		await(t, q)
+		// It was saved before or after it told ECX, and between the two additions at most.
+		if got := q.values()[0]; got < 1000+uint64(word) || got > 1000+uint64(word)+1 {
+			t.Errorf("woke with %d counted and %d in memory", got-1000, word)
+		}
+	}
+}
+
+// TestSNAP08 wakes with other files than were saved: what the configuration says holds, or the machine is refused.
+func TestSNAP08(t *testing.T) {
+	m, p := newTestMachine(t, counting(), nil)
+	if err := m.Resume(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, p)
+	from, _ := save(t, m, nil, false)
+	state, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", from.State.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := snapshot.Decode(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name   string
+		change func(*snapshot.State)
+		config func(*api.Config)
+		memory int64 // more than the configuration says
+		want   error
+	}{
+		{name: "more memory", config: func(c *api.Config) { c.Memory += 2 << 20 }, want: ErrConfig},
+		{name: "more vCPUs", config: func(c *api.Config) { c.VCPUs = 2 }, want: ErrConfig},
+		{name: "another device", config: func(c *api.Config) { c.Balloon = true }, want: ErrConfig},
+		{name: "memory cut off", memory: -guestmem.PageSize, want: ErrConfig},
+		{name: "memory too long", memory: guestmem.PageSize, want: ErrConfig},
+		{name: "another processor", change: func(s *snapshot.State) { s.VCPUs[0].CPUID[3].EBX ^= 1 }, want: ErrHost},
+		{name: "another clock", change: func(s *snapshot.State) { s.TSCKHz += s.TSCKHz / 100 }, want: ErrHost},
+		{name: "an MSR of the host's", change: func(s *snapshot.State) { s.VCPUs[0].MSRs[0].Index = 0x8b }, want: snapshot.ErrFormat},
+		{name: "no state", change: func(s *snapshot.State) { *s = snapshot.State{Memory: 1, VCPUs: s.VCPUs, Chips: s.Chips} }, want: ErrConfig},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bad, err := snapshot.Decode(state)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if test.change != nil {
+				test.change(bad)
+			}
+			b, err := snapshot.Encode(bad)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files := saveFiles{State: memFile(t, "state"), Memory: memFile(t, "memory")}
+			files.State.Write(b)
+			cfg := m.cfg
+			cfg.Boot.Kernel = api.NoFile
+			cfg.Restore = &api.Restore{State: 1, Memory: 2}
+			if test.config != nil {
+				test.config(&cfg)
+			}
+			files.Memory.Truncate(cfg.Memory + test.memory)
+			kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer kvm.Close()
+			woken, err := New(cfg, Env{Files: []*os.File{kvm, files.State, files.Memory}})
+			if err == nil {
+				woken.Close()
+			}
+			if !errors.Is(err, test.want) {
+				t.Errorf("got %v, want %v", err, test.want)
+			}
+		})
+	}
+	if !bytes.Equal(mustEncode(t, s), state) {
+		t.Error("what was decoded is encoded otherwise")
+	}
+}
+
+func mustEncode(t *testing.T, s *snapshot.State) []byte {
+	t.Helper()
+	b, err := snapshot.Encode(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestPageSetRuns(t *testing.T) {
+	s := make(pageSet, 3)
+	for _, p := range []int{0, 1, 2, 63, 64, 65, 191} {
+		s.add(p)
+	}
+	var got [][2]int
+	for first, n := s.run(0, 2); n > 0; first, n = s.run(first+n, 2) {
+		got = append(got, [2]int{first, n})
+	}
+	if want := [][2]int{{0, 2}, {2, 1}, {63, 2}, {65, 1}, {191, 1}}; !slices.Equal(got, want) {
+		t.Errorf("runs %v, want %v", got, want)
+	}
+}
