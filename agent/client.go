@@ -210,6 +210,9 @@ func GetStats(ctx context.Context, dial Dial) (Stats, error) {
 // Ping asks for nothing but an answer.
 func Ping(ctx context.Context, dial Dial) error { return simple(ctx, dial, Request{Op: OpPing}, nil) }
 
+// Sync makes the guest write everything back.
+func Sync(ctx context.Context, dial Dial) error { return simple(ctx, dial, Request{Op: OpSync}, nil) }
+
 // Resume tells the guest that it continues from a snapshot.
 func Resume(ctx context.Context, dial Dial, r Resumed) error {
 	return simple(ctx, dial, Request{Op: OpResumed, Resumed: &r}, nil)

@@ -64,6 +64,7 @@ const (
 	OpStats    Op = "stats"    // answered by FrameDone with Stats
 	OpPowerOff Op = "poweroff" // end all processes, write everything back, switch off; answered by FrameDone before
 	OpPing     Op = "ping"     // answered by FrameDone
+	OpSync     Op = "sync"     // write everything back: the machine is about to be saved; answered by FrameDone
 	OpResumed  Op = "resumed"  // Request.Resumed: the machine continues from a snapshot; answered by FrameDone
 )
 
@@ -81,11 +82,13 @@ type Request struct {
 	Resumed *Resumed `json:"resumed,omitempty"`
 }
 
-// Resumed tells a guest that it continues from a snapshot: its clock stood still, and other machines may have
-// been made of the same memory.
+// Resumed tells a guest that it continues from a snapshot, and who it is from now on: its clock stood still, and other
+// machines may have been made of the same memory.
 type Resumed struct {
-	Now     int64  `json:"now"`     // nanoseconds since 1970; the clock is set to it
-	Entropy []byte `json:"entropy"` // not given to any other machine
+	Now      int64  `json:"now"`                // nanoseconds since 1970; the clock is set to it
+	Entropy  []byte `json:"entropy"`            // not given to any other machine; the kernel's generator starts anew from it
+	Hostname string `json:"hostname,omitempty"` // "" leaves it
+	Pids     int    `json:"pids,omitempty"`     // as in Setup; 0 leaves it
 }
 
 // Exec is a process to start.

@@ -1,20 +1,18 @@
 package rootfs
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"spore/internal/sparse"
 )
 
 // Bounds of a writable layer, in bytes.
@@ -49,7 +47,7 @@ func (s *Store) NewWritable(ctx context.Context, path string, size int64) error 
 		return fmt.Errorf("make writable layer: %w", err)
 	}
 	if templateErr == nil {
-		err = expand(ctx, out, template, size)
+		err = sparse.Unpack(ctx, out, template, size)
 	} else {
 		// A store that cannot be written to, such as another machine's, has no new templates: the layer is then
 		// formatted by itself.
@@ -109,7 +107,7 @@ func (s *Store) packedExt4(ctx context.Context, size int64) (*os.File, error) {
 	}
 	err = format(ctx, disk, size)
 	if err == nil {
-		err = pack(ctx, packed, disk, size)
+		err = sparse.Pack(ctx, packed, disk, size)
 	}
 	if err != nil {
 		packed.Close()
@@ -148,66 +146,4 @@ func findTool(name string) (string, error) {
 		}
 	}
 	return "", err
-}
-
-// A template is a list of extents: two little-endian words, offset and length, and then the data. It ends with an
-// extent of length 0 at the size of the file.
-const extentHeader = 16
-
-// maxExtent bounds one extent of a template, in bytes. What mkfs writes is far below.
-const maxExtent = 1 << 30
-
-// pack writes the data of a sparse file as extents.
-func pack(ctx context.Context, to, from *os.File, size int64) error {
-	for off := int64(0); off < size; {
-		start, err := from.Seek(off, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) { // only a hole is left
-			break
-		}
-		if err != nil {
-			return err
-		}
-		end, err := from.Seek(start, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		if err := writeExtent(to, start, end-start); err != nil {
-			return err
-		}
-		if _, err := io.Copy(to, contextReader{ctx, io.NewSectionReader(from, start, end-start)}); err != nil {
-			return err
-		}
-		off = end
-	}
-	return writeExtent(to, size, 0)
-}
-
-func writeExtent(w io.Writer, off, n int64) error {
-	_, err := w.Write(binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, uint64(off)), uint64(n)))
-	return err
-}
-
-// expand writes the file that a template was packed from. to must be empty.
-func expand(ctx context.Context, to, template *os.File, size int64) error {
-	if err := to.Truncate(size); err != nil {
-		return err
-	}
-	// From its beginning: the template may just have been written through this very descriptor.
-	in := contextReader{ctx, bufio.NewReaderSize(io.NewSectionReader(template, 0, math.MaxInt64), 256<<10)}
-	for {
-		var head [extentHeader]byte
-		if _, err := io.ReadFull(in, head[:]); err != nil {
-			return fmt.Errorf("template is damaged: %w", err)
-		}
-		off, n := binary.LittleEndian.Uint64(head[:]), binary.LittleEndian.Uint64(head[8:])
-		if n == 0 && off == uint64(size) {
-			return nil
-		}
-		if n == 0 || n > maxExtent || off > uint64(size) || n > uint64(size)-off {
-			return fmt.Errorf("template is damaged: %d bytes at %d", n, off)
-		}
-		if _, err := io.CopyN(io.NewOffsetWriter(to, int64(off)), in, int64(n)); err != nil {
-			return err
-		}
-	}
 }

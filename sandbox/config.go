@@ -74,6 +74,10 @@ type Config struct {
 	Root         RootDevice `json:"root_device"`
 	DebugConsole bool       `json:"debug_console,omitempty"`
 
+	Cold     bool     `json:"cold,omitempty"`     // boot, whatever templates there are, and leave none
+	Prepare  []string `json:"prepare,omitempty"`  // a command that is run before the template is taken
+	Template string   `json:"template,omitempty"` // that it wakes from the first time, by key; its writable layer is the template's
+
 	JailWithout []jailer.Layer `json:"jail_without,omitempty"` // layers that may be missing where the host does not offer them
 	AutoRemove  bool           `json:"auto_remove,omitempty"`  // the record goes when the command ends
 }
@@ -120,6 +124,9 @@ var checks = []func(*Config) string{
 	},
 	func(c *Config) string {
 		return unless(len(c.Hostname) <= 64 && !strings.ContainsAny(c.Hostname, "/ \t\n"), "--hostname %q: at most 64 characters without spaces", c.Hostname)
+	},
+	func(c *Config) string {
+		return unless(!c.Cold || len(c.Prepare) == 0, "--cold and --prepare: what is prepared is a template, which --cold does without")
 	},
 	func(c *Config) string {
 		for _, e := range c.Env {

@@ -2,11 +2,9 @@ package sandbox
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync"
 	"time"
 
@@ -23,25 +21,6 @@ func cmdline(cfg Config) string {
 		line += " console=ttyS0 8250.nr_uarts=1 loglevel=7"
 	}
 	return line
-}
-
-// seedSize is how much of the host's randomness a guest starts with, in bytes.
-const seedSize = 64
-
-// handshake tells the agent what the guest is to be.
-func (v *supervisor) handshake(ctx context.Context, conn net.Conn) error {
-	cfg := v.sb.Config
-	s := agent.Setup{
-		Hostname: cfg.Hostname, Entropy: make([]byte, seedSize), Lower: "vda", Upper: "vdb",
-		ReadOnly: cfg.ReadOnly, Pids: cfg.Pids,
-	}
-	if cfg.Root == RootPmem {
-		s.Lower, s.Upper, s.DAX = "pmem0", "vda", true
-	}
-	rand.Read(s.Entropy) // never fails, see crypto/rand
-	s.Now = time.Now().UnixNano()
-	_, err := agent.Handshake(ctx, conn, s)
-	return err
 }
 
 // commandHandle is the running command, for those who signal it. The zero value is one that does not run.

@@ -12,9 +12,10 @@ import (
 
 // Host is what a supervisor uses of the machine it runs on. All fields but Log are needed.
 type Host struct {
-	VMM       string // path of spore-vmm
-	Kernel    string // path of the guest's vmlinux or bzImage
-	Initramfs string // path of the cpio archive with the agent
+	VMM       string     // path of spore-vmm
+	Kernel    string     // path of the guest's vmlinux or bzImage
+	Initramfs string     // path of the cpio archive with the agent
+	Templates *Templates // nil for none: every guest boots
 	Log       *slog.Logger
 }
 

@@ -67,7 +67,7 @@ func (j Jail) Start() (_ *Jailed, err error) {
 	uid, gid := jailer.Identity(slot.Sum32())
 	cfg := jailer.Config{
 		Exe: exe, Args: j.Args, Env: vmmEnv, UID: uid, GID: gid, Files: j.Files, Stderr: os.Stderr,
-		Filter: policy.BuildingProgram, FileSize: uint64(j.Disk), Without: j.Without,
+		Filter: policy.BuildingProgram, FileSize: uint64(max(j.Disk, j.Memory)), Without: j.Without,
 	}
 	if j.Args != nil {
 		cfg.Stderr = nil // a probe may crash, and reports by descriptor

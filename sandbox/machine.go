@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"spore/internal/wire"
 	"spore/rootfs"
 	"spore/sandbox/broker"
+	"spore/snapshot"
 	"spore/vmm/api"
 )
 
@@ -46,8 +46,9 @@ type machine struct {
 	waiting map[uint64]chan api.Reply
 }
 
-// launch starts a VMM for cfg in its jail. It returns as soon as the process runs; the guest may not yet.
-func launch(cfg Config, host Host, writable string) (*machine, error) {
+// launch starts a VMM for cfg in its jail, whose guest boots, or wakes from a dormant machine. It returns as soon as the
+// process runs; the guest may not yet.
+func launch(cfg Config, host Host, writable string, from *snapshot.Dormant) (*machine, error) {
 	var undo cleanup.Stack
 	m := &machine{
 		log: host.log(), console: &tail{limit: consoleKept},
@@ -61,7 +62,7 @@ func launch(cfg Config, host Host, writable string) (*machine, error) {
 	}
 	defer configIn.Close()
 	fds.add(configOut) // descriptor 3, before the numbered files
-	vmCfg, pipes, err := m.describe(cfg, host, writable, &fds, &undo)
+	vmCfg, pipes, err := m.describe(cfg, host, writable, from, &fds, &undo)
 	if err == nil {
 		err = wire.Write(configIn, vmCfg) // it fits the socket's buffer, and the process need not wait for it
 	}
@@ -83,12 +84,12 @@ func launch(cfg Config, host Host, writable string) (*machine, error) {
 type pipes struct{ console, log *os.File }
 
 // describe opens everything the VMM needs and says where it is.
-func (m *machine) describe(cfg Config, host Host, writable string, fds *files, undo *cleanup.Stack) (api.Config, pipes, error) {
+func (m *machine) describe(cfg Config, host Host, writable string, from *snapshot.Dormant, fds *files, undo *cleanup.Stack) (api.Config, pipes, error) {
 	var p pipes
 	file := func(f *os.File) api.File { return api.File(fds.add(f) - 1) } // 0 is the file after the configuration's
 	out := api.Config{
 		Version: api.Version, ID: cfg.ID, VCPUs: cfg.CPUs, Memory: cfg.Memory, Balloon: true,
-		Boot: api.Boot{Initrd: api.NoFile}, Console: api.Console{Input: api.NoFile, UART: cfg.DebugConsole},
+		Boot: api.Boot{Kernel: api.NoFile, Initrd: api.NoFile}, Console: api.Console{Input: api.NoFile, UART: cfg.DebugConsole},
 	}
 	open := func(to *api.File, path string, flags int) error {
 		f, err := openRegular(path, flags)
@@ -113,20 +114,50 @@ func (m *machine) describe(cfg Config, host Host, writable string, fds *files, u
 		return out, p, err
 	}
 	out.Entropy = file(urandom)
-	if err := open(&out.Boot.Kernel, host.Kernel, os.O_RDONLY); err != nil {
-		return out, p, fmt.Errorf("guest kernel: %w", err)
+	if from == nil {
+		err = describeBoot(cfg, host, &out, open)
+	} else {
+		err = describeRestore(from, &out, file)
 	}
-	if err := open(&out.Boot.Initrd, host.Initramfs, os.O_RDONLY); err != nil {
-		return out, p, fmt.Errorf("initramfs: %w", err)
+	if err != nil {
+		return out, p, err
 	}
 	if err := describeDisks(cfg, writable, &out, open); err != nil {
 		return out, p, err
 	}
-	out.Boot.Cmdline = cmdline(cfg)
 	if err := m.connect(&out, &p, file, undo); err != nil {
 		return out, p, err
 	}
 	return out, p, nil
+}
+
+func describeBoot(cfg Config, host Host, out *api.Config, open func(*api.File, string, int) error) error {
+	if err := open(&out.Boot.Kernel, host.Kernel, os.O_RDONLY); err != nil {
+		return fmt.Errorf("guest kernel: %w", err)
+	}
+	if err := open(&out.Boot.Initrd, host.Initramfs, os.O_RDONLY); err != nil {
+		return fmt.Errorf("initramfs: %w", err)
+	}
+	out.Boot.Cmdline = cmdline(cfg)
+	return nil
+}
+
+// describeRestore checks the shape before anything is started: the VMM would refuse it too.
+func describeRestore(from *snapshot.Dormant, out *api.Config, file func(*os.File) api.File) error {
+	if from.Spec.CPUs != out.VCPUs || from.Spec.Memory != out.Memory {
+		return fmt.Errorf("%s is of %d CPUs and %d bytes of memory, not %d and %d", from.Dir(), from.Spec.CPUs, from.Spec.Memory, out.VCPUs, out.Memory)
+	}
+	state, err := from.OpenState()
+	if err != nil {
+		return err
+	}
+	out.Restore = &api.Restore{State: file(state)}
+	memory, err := from.OpenMemory()
+	if err != nil {
+		return err
+	}
+	out.Restore.Memory = file(memory)
+	return nil
 }
 
 // describeDisks adds the image and the writable layer. The image's descriptor is read-only, so nothing in the
@@ -209,57 +240,6 @@ func (m *machine) reap() error {
 		m.log.Warn("release the jail", "error", released)
 	}
 	return err
-}
-
-// readControl takes replies and events until the socket ends.
-func (m *machine) readControl() {
-	for {
-		var msg api.Message
-		if err := wire.Read(m.control, &msg); err != nil {
-			return
-		}
-		switch {
-		case msg.Event != nil && msg.Event.Kind == api.EventStarted:
-			m.running.Do(func() { m.steps = msg.Event.Steps; close(m.started) })
-		case msg.Event != nil && msg.Event.Kind == api.EventExit:
-			m.end = *msg.Event
-		case msg.Reply != nil:
-			m.mu.Lock()
-			if c := m.waiting[msg.Reply.ID]; c != nil {
-				delete(m.waiting, msg.Reply.ID)
-				c <- *msg.Reply
-			}
-			m.mu.Unlock()
-		}
-	}
-}
-
-// errGone says that the VMM ended before it answered.
-var errGone = errors.New("the VMM is gone")
-
-// request sends one control request and waits for its reply.
-func (m *machine) request(ctx context.Context, r api.Request) (api.Reply, error) {
-	c := make(chan api.Reply, 1)
-	m.mu.Lock()
-	m.lastID++
-	r.ID = m.lastID
-	m.waiting[r.ID] = c
-	err := wire.Write(m.control, r)
-	m.mu.Unlock()
-	if err != nil {
-		return api.Reply{}, fmt.Errorf("ask VMM to %s: %w", r.Op, err)
-	}
-	select {
-	case reply := <-c:
-		if reply.Error != "" {
-			return reply, fmt.Errorf("VMM: %s: %s", r.Op, reply.Error)
-		}
-		return reply, nil
-	case <-m.done:
-		return api.Reply{}, fmt.Errorf("ask VMM to %s: %w", r.Op, errGone)
-	case <-ctx.Done():
-		return api.Reply{}, fmt.Errorf("ask VMM to %s: %w", r.Op, context.Cause(ctx))
-	}
 }
 
 // stopGrace is how long a VMM may take to end after it was told to, before it is killed.

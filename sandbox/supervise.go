@@ -27,9 +27,6 @@ type Streams struct {
 // errTimeout is why a command that ran too long is ended.
 var errTimeout = errors.New("timeout")
 
-// bootLimit is how long a guest may take until its agent answers. It is generous: it only has to end.
-const bootLimit = 2 * time.Minute
-
 // Supervise starts the sandbox, runs its command and returns how it ended. It owns the sandbox until then:
 // everything it makes is gone when it returns, and if its process is killed the kernel takes the rest. ready
 // is called once, when the command runs; it may be nil. The error is for what came before the
@@ -53,6 +50,7 @@ func (sb *Sandbox) Supervise(ctx context.Context, host Host, s Streams, ready fu
 	if err := sb.dropGroup(); err != nil {
 		return Outcome{}, err
 	}
+	fresh := st.Status == Created
 	st.move(Starting)
 	st.Supervisor, st.Started, st.Ended, st.Outcome, st.Steps = os.Getpid(), time.Now().UTC(), time.Time{}, Outcome{}, nil
 	if err := sb.writeState(st); err != nil {
@@ -62,7 +60,7 @@ func (sb *Sandbox) Supervise(ctx context.Context, host Host, s Streams, ready fu
 	if err != nil {
 		return Outcome{}, err
 	}
-	v := &supervisor{sb: sb, host: host, state: st, streams: s, clock: timing.Start(), ended: make(chan struct{})}
+	v := &supervisor{sb: sb, host: host, state: st, streams: s, fresh: fresh, clock: timing.Start(), ended: make(chan struct{})}
 	v.ctx, v.cancel = context.WithCancelCause(ctx)
 	go v.serve(clients)
 	v.outcome = v.run(ready)
@@ -100,7 +98,9 @@ type supervisor struct {
 	ctx    context.Context // the life of this start, not of a call: cancelled by kill, stop and the end
 	cancel context.CancelCauseFunc
 
+	fresh   bool // it has never been started: its writable layer is as it was made
 	machine *machine
+	base    *os.File      // the memory that the machine woke with, for the next snapshot; nil if it booted
 	command commandHandle // the running command; see guest.go
 	hub     hub           // who watches the command's output
 
@@ -111,27 +111,23 @@ type supervisor struct {
 	answers sync.WaitGroup // clients being answered
 }
 
-// run boots the guest, runs the command and takes the machine down again.
+// run makes the guest ready, runs the command and takes the machine down again.
 func (v *supervisor) run(ready func()) (outcome Outcome) {
 	defer func() { v.cancel(ErrLost) }()
-	m, err := launch(v.sb.Config, v.host, v.sb.path(writableFile))
-	if err != nil {
-		return hostError(err)
-	}
-	defer func() { outcome.JailMissing = m.process.Missing }()
-	v.machine = m
-	v.clock.Done("launch")
-	defer v.keepConsole()
-	defer m.kill()
-	go func() { // a machine that ends takes every wait with it
-		<-m.done
-		v.cancel(errGone)
-	}()
-	if err := v.boot(); err != nil {
+	if err := v.rise(); err != nil {
+		if v.machine == nil {
+			return hostError(err)
+		}
+		defer v.takeDown(&outcome)
 		return v.explain(err)
 	}
+	defer v.takeDown(&outcome)
+	go func() { // a machine that ends takes every wait with it
+		<-v.machine.done
+		v.cancel(errGone)
+	}()
 	v.state.move(Running)
-	v.state.VMM, v.state.Steps = m.process.Pid, v.steps()
+	v.state.VMM, v.state.Steps = v.machine.process.Pid, v.steps()
 	if err := v.sb.writeState(v.state); err != nil {
 		return hostError(err)
 	}
@@ -142,36 +138,14 @@ func (v *supervisor) run(ready func()) (outcome Outcome) {
 	return outcome
 }
 
-// boot waits for the agent to call and tells it what the guest is to be.
-func (v *supervisor) boot() error {
-	ctx, cancel := context.WithTimeoutCause(v.ctx, bootLimit, fmt.Errorf("the guest was not ready within %s", bootLimit))
-	defer cancel()
-	l, err := v.machine.broker.Listen(agent.ControlPort)
-	if err != nil {
-		return err
+// takeDown ends the machine and keeps what is to be known of it.
+func (v *supervisor) takeDown(o *Outcome) {
+	v.machine.kill()
+	v.keepConsole()
+	if v.base != nil {
+		v.base.Close()
 	}
-	defer l.Close()
-	conn, err := accept(ctx, l)
-	if err != nil {
-		return fmt.Errorf("wait for the agent: %w", err)
-	}
-	v.clock.Done("guest kernel")
-	if err := v.handshake(ctx, conn); err != nil {
-		conn.Close()
-		return fmt.Errorf("set up the guest: %w", err)
-	}
-	v.clock.Done("guest set-up")
-	return nil
-}
-
-// accept is l.Accept with an end.
-func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
-	defer context.AfterFunc(ctx, func() { l.Close() })()
-	conn, err := l.Accept()
-	if err != nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	return conn, err
+	o.JailMissing = v.machine.process.Missing
 }
 
 // explain turns an error into an outcome: if the machine has ended, that is the reason.

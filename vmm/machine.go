@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"spore/internal/timing"
 	"spore/kvm"
@@ -63,6 +64,9 @@ type Machine struct {
 
 	mu    sync.Mutex // one change of state at a time
 	state State
+	since time.Time // of the last pause
+
+	stopped atomic.Int64 // how long the last pause was, in nanoseconds
 
 	ending atomic.Bool   // the machine has ended or is about to
 	once   sync.Once     // the first end is the one that counts
@@ -165,9 +169,15 @@ func (m *Machine) resume(ctx context.Context) error {
 		}
 	}
 	m.state = Running
+	if !m.since.IsZero() {
+		m.stopped.Store(int64(time.Since(m.since)))
+	}
 	m.gate.set(wantRun)
 	return nil
 }
+
+// Stopped is how long the guest stood still in its last pause.
+func (m *Machine) Stopped() time.Duration { return time.Duration(m.stopped.Load()) }
 
 // Pause parks the vCPUs, then stops the devices. When it fails, because ctx ended or a device would not stop,
 // the machine may be half paused; Pause may be tried again, and Stop always works.
@@ -182,6 +192,7 @@ func (m *Machine) pause(ctx context.Context) error {
 	if err := m.state.to(Paused); err != nil {
 		return err
 	}
+	m.since = time.Now()
 	m.gate.set(wantPause)
 	m.kick()
 	if err := m.quiesce(ctx); err != nil {

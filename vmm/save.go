@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,8 +15,8 @@ import (
 	"spore/vmm/snapshot"
 )
 
-// Save writes a snapshot of a paused or running machine. A running one stands still while its state is read and runs on
-// afterwards, whatever the error. The memory of a machine that was booted is written whole, of one that woke from a
+// Save writes a snapshot of a paused or running machine, and leaves it paused: its disks must be copied before it runs
+// on. After an error it is as it was. The memory of a machine that was booted is written whole, of one that woke from a
 // snapshot only what has changed since: Saved.Changes says which.
 //
 // Both files are empty and stay the caller's. Memory goes to the offsets of Config.Memory, with holes for pages that were
@@ -40,13 +39,13 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live boo
 		}
 	}
 	if m.state == Running {
-		began := time.Now()
 		if err := m.pause(ctx); err != nil {
 			return saved, fmt.Errorf("save machine: %w", err)
 		}
 		defer func() {
-			err = errors.Join(err, m.resume(context.WithoutCancel(ctx)))
-			saved.Stopped = time.Since(began).Nanoseconds()
+			if err != nil && m.state == Paused {
+				err = errors.Join(err, m.resume(context.WithoutCancel(ctx)))
+			}
 		}()
 	}
 	if err := m.state.to(Running); err != nil { // it has ended meanwhile

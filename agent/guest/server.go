@@ -95,9 +95,12 @@ func (a *server) do(req agent.Request, c io.ReadWriteCloser, r *agent.Reader, w 
 	case req.Op == agent.OpPing:
 		return w.Send(agent.FrameDone, []byte("{}"))
 	case req.Op == agent.OpResumed && req.Resumed != nil:
-		if err := errors.Join(setClock(req.Resumed.Now), addEntropy(req.Resumed.Entropy)); err != nil {
+		if err := a.resumed(*req.Resumed); err != nil {
 			return err
 		}
+		return w.Send(agent.FrameDone, []byte("{}"))
+	case req.Op == agent.OpSync:
+		unix.Sync()
 		return w.Send(agent.FrameDone, []byte("{}"))
 	case req.Op == agent.OpPowerOff:
 		return a.powerOff(w)

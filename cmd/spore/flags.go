@@ -37,6 +37,8 @@ func sandboxFlags() []cli.Flag {
 		&cli.StringFlag{Name: "root-device", Usage: "how the guest sees the image: `block` or pmem (shares the host's page cache)", Value: string(sandbox.RootBlock)},
 		&cli.StringFlag{Name: "pull", Usage: "`missing`, always or never pull the image first", Value: "missing"},
 		&cli.StringFlag{Name: "kernel", Usage: "guest kernel `FILE`, a vmlinux or bzImage", EnvVars: []string{"SPORE_KERNEL"}, DefaultText: "Spore's own"},
+		&cli.BoolFlag{Name: "cold", Usage: "boot the guest instead of waking it from a template, and leave none", EnvVars: []string{"SPORE_COLD"}},
+		&cli.StringFlag{Name: "prepare", Usage: "run the shell command `CMD` in the template before it is taken; what it leaves in memory is there when the sandbox starts"},
 		withoutFlag(),
 		&cli.BoolFlag{Name: "debug-console", Usage: "add a serial port to the guest and log its console"},
 	}
@@ -70,7 +72,7 @@ func sandboxConfig(c *cli.Context, image rootfs.Image, args []string) (sandbox.C
 		Name: c.String("name"), Image: c.Args().First(), ImageDigest: image.Digest, ImagePath: image.Path,
 		TTY: c.Bool("tty"), Stdin: c.Bool("interactive"), Hostname: c.String("hostname"),
 		CPUs: c.Int("cpus"), Pids: c.Int("pids"), Timeout: c.Duration("timeout"), ReadOnly: c.Bool("read-only"),
-		Root: sandbox.RootDevice(c.String("root-device")), DebugConsole: c.Bool("debug-console"), AutoRemove: c.Bool("rm"),
+		Root: sandbox.RootDevice(c.String("root-device")), Cold: c.Bool("cold"), DebugConsole: c.Bool("debug-console"), AutoRemove: c.Bool("rm"),
 	}
 	var err error
 	if cfg.JailWithout, err = allowedMissing(c); err != nil {
@@ -91,6 +93,9 @@ func sandboxConfig(c *cli.Context, image rootfs.Image, args []string) (sandbox.C
 		return cfg, err
 	}
 	cfg.Args = command(c, image, args)
+	if prepare := c.String("prepare"); prepare != "" {
+		cfg.Prepare = []string{"/bin/sh", "-c", prepare}
+	}
 	cfg.Dir = firstOf(c.String("workdir"), image.Config.WorkingDir, "/")
 	spec := firstOf(c.String("user"), image.Config.User, nobody)
 	if cfg.User, err = lookupUser(image, spec); err != nil {

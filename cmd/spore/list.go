@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 
@@ -189,6 +190,11 @@ func find(c *cli.Context) (*sandbox.Sandbox, error) {
 		return nil, err
 	}
 	return store.Find(c.Args().First())
+}
+
+// openTemplates is where templates are: with the sandboxes, for they are of this boot of this machine.
+func openTemplates(c *cli.Context) *sandbox.Templates {
+	return sandbox.OpenTemplates(filepath.Join(stateDir(c), "templates"))
 }
 
 // stateDir and cacheDir are where the flags or the XDG variables say.

@@ -111,7 +111,22 @@ func create(c *cli.Context) (*sandbox.Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	return store.Create(cfg, func(path string) error { return images.NewWritable(c.Context, path, cfg.Disk) })
+	writable := func(path string) error { return images.NewWritable(c.Context, path, cfg.Disk) }
+	if !cfg.Cold {
+		host, err := sandboxHost(c)
+		if err != nil {
+			return nil, err
+		}
+		from, key, err := host.Templates.Find(cfg, host)
+		if err != nil {
+			return nil, err
+		}
+		if from != nil {
+			cfg.Template = key
+			writable = func(path string) error { return from.NewDisk(c.Context, path) }
+		}
+	}
+	return store.Create(cfg, writable)
 }
 
 // sandboxHost is what supervisors need of this machine: the files beside our binary, and the kernel.
@@ -127,7 +142,7 @@ func sandboxHost(c *cli.Context) (sandbox.Host, error) {
 	if err != nil {
 		return sandbox.Host{}, err
 	}
-	return sandbox.Host{VMM: beside("spore-vmm"), Kernel: kernel, Initramfs: beside("initramfs.cpio"), Log: logger(c)}, nil
+	return sandbox.Host{VMM: beside("spore-vmm"), Kernel: kernel, Initramfs: beside("initramfs.cpio"), Templates: openTemplates(c), Log: logger(c)}, nil
 }
 
 func runAction(c *cli.Context) error {

@@ -10,7 +10,7 @@ const (
 	OpStop    Op = "stop"    // end the machine now; the Exit event follows
 	OpStats   Op = "stats"   // Reply.Counters
 	OpBalloon Op = "balloon" // Request.Bytes is the new balloon size
-	OpSave    Op = "save"    // a snapshot into the SaveFiles descriptors that come with the request; Reply.Saved
+	OpSave    Op = "save"    // pause, and a snapshot into the SaveFiles descriptors that come with the request; Reply.Saved
 
 	// SaveFiles is how many descriptors come with OpSave: the state file and the memory file, both empty and open for
 	// writing. They are attached to the first byte of the request (SCM_RIGHTS).
@@ -35,16 +35,16 @@ type Message struct {
 type Reply struct {
 	ID       uint64                       `json:"id"`
 	Error    string                       `json:"error,omitempty"`
-	Counters map[string]map[string]uint64 `json:"counters,omitempty"` // device → counter → value
-	Saved    *Saved                       `json:"saved,omitempty"`    // OpSave
+	Counters map[string]map[string]uint64 `json:"counters,omitempty"`      // device → counter → value
+	Saved    *Saved                       `json:"saved,omitempty"`         // OpSave
+	Stopped  int64                        `json:"stopped_nanos,omitempty"` // OpResume: how long the guest stood still
 }
 
 // Saved is what a snapshot is made of, and what it cost.
 type Saved struct {
-	Changes bool  `json:"changes"`       // memory holds only what differs from the memory file that the machine woke from
-	Before  int64 `json:"before_bytes"`  // of memory, copied while the guest ran
-	During  int64 `json:"during_bytes"`  // copied while it stood still
-	Stopped int64 `json:"stopped_nanos"` // for which the guest stood still; 0 if it was paused already
+	Changes bool  `json:"changes"`      // memory holds only what differs from the memory file that the machine woke from
+	Before  int64 `json:"before_bytes"` // of memory, copied while the guest ran
+	During  int64 `json:"during_bytes"` // copied while it stood still
 }
 
 // EventKind says what happened.

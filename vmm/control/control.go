@@ -23,7 +23,8 @@ type Machine interface {
 	Stop(detail string) // the machine ends; safe at any time
 	Stats() map[string]map[string]uint64
 	SetBalloon(bytes int64) error
-	// Save writes a snapshot to files that stay the caller's.
+	Stopped() time.Duration // the last pause
+	// Save pauses, and writes a snapshot to files that stay the caller's.
 	Save(ctx context.Context, state, memory *os.File, live bool) (api.Saved, error)
 }
 
@@ -112,6 +113,7 @@ func (s *Server) answer(ctx context.Context, m Machine, r api.Request, files []*
 		err = m.Pause(ctx)
 	case api.OpResume:
 		err = m.Resume(ctx)
+		reply.Stopped = m.Stopped().Nanoseconds()
 	case api.OpStop:
 	case api.OpStats:
 		reply.Counters = m.Stats()

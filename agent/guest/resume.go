@@ -1,0 +1,62 @@
+package guest
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"strconv"
+
+	"spore/agent"
+)
+
+// resumed makes this guest another than the one whose memory it has, before any program is started in it. The clock
+// comes last of what programs could compare, so that whoever sees it right sees the rest right too.
+func (a *server) resumed(r agent.Resumed) error {
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"entropy", func() error { return reseed(r.Entropy) }},
+		{"hostname", func() error { return a.rename(r.Hostname) }},
+		{"cgroup", func() error { return a.limitPids(r.Pids) }},
+		{"clock", func() error { return setClock(r.Now) }},
+	} {
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	return nil
+}
+
+func (a *server) rename(hostname string) error {
+	if hostname == "" {
+		return nil
+	}
+	a.setup.Hostname = hostname
+	if err := setHostname(a.setup); err != nil {
+		return err
+	}
+	return a.newMachineID()
+}
+
+// newMachineID replaces /etc/machine-id, by which programs tell machines apart, where the image has one and it can be
+// written.
+func (a *server) newMachineID() error {
+	const path = "/etc/machine-id"
+	if st, err := os.Lstat(path); a.setup.ReadOnly || err != nil || !st.Mode().IsRegular() || st.Size() == 0 {
+		return nil
+	}
+	var id [16]byte
+	rand.Read(id[:]) // never fails, see crypto/rand
+	writeIfPlain(path, hex.EncodeToString(id[:])+"\n")
+	return nil
+}
+
+func (a *server) limitPids(n int) error {
+	if n == 0 {
+		return nil
+	}
+	a.setup.Pids = n
+	return writeFile(workloads+"/pids.max", strconv.Itoa(n))
+}

@@ -1,0 +1,165 @@
+// Package sparse copies files with holes and keeps the holes: a guest's memory and its disks are mostly nothing.
+package sparse
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Extent is a stretch of a file that is no hole, in bytes.
+type Extent struct{ Offset, Length int64 }
+
+// Extents goes through the data of the first size bytes of f. On a file system that knows nothing of holes it is one
+// extent.
+func Extents(f *os.File, size int64) iter.Seq2[Extent, error] {
+	return func(yield func(Extent, error) bool) {
+		for off := int64(0); off < size; {
+			start, err := f.Seek(off, unix.SEEK_DATA)
+			if errors.Is(err, unix.ENXIO) { // only a hole is left
+				return
+			}
+			var end int64
+			if err == nil {
+				end, err = f.Seek(start, unix.SEEK_HOLE)
+			}
+			if err != nil {
+				yield(Extent{}, err)
+				return
+			}
+			end = min(end, size)
+			if start >= end || !yield(Extent{start, end - start}, nil) {
+				return
+			}
+			off = end
+		}
+	}
+}
+
+// Fill copies what from has where to has holes, and makes to size bytes long.
+func Fill(ctx context.Context, to, from *os.File, size int64) error {
+	if err := to.Truncate(size); err != nil {
+		return err
+	}
+	var own []Extent // before to changes
+	for e, err := range Extents(to, size) {
+		if err != nil {
+			return err
+		}
+		own = append(own, e)
+	}
+	for e, err := range Extents(from, size) {
+		if err != nil {
+			return err
+		}
+		at, end := e.Offset, e.Offset+e.Length
+		for len(own) > 0 && own[0].Offset+own[0].Length <= at {
+			own = own[1:]
+		}
+		for _, o := range own {
+			if o.Offset >= end {
+				break
+			}
+			if o.Offset > at {
+				if err := copyRange(ctx, to, from, Extent{at, o.Offset - at}); err != nil {
+					return err
+				}
+			}
+			at = max(at, o.Offset+o.Length)
+		}
+		if at < end {
+			if err := copyRange(ctx, to, from, Extent{at, end - at}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func copyRange(ctx context.Context, to, from *os.File, e Extent) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	_, err := io.Copy(io.NewOffsetWriter(to, e.Offset), io.NewSectionReader(from, e.Offset, e.Length))
+	return err
+}
+
+// A packed file is a list of extents: two little-endian words, offset and length, and then the data. It ends with an
+// extent of length 0 at the size of the file. It is for file systems that do not know holes, and is read from front to back.
+const (
+	extentHeader = 16
+	maxExtent    = 1 << 30 // bytes
+)
+
+// ErrDamaged is matched by the error of Unpack for what Pack did not write.
+var ErrDamaged = errors.New("packed file is damaged")
+
+// Pack writes the data of a file of size bytes as extents.
+func Pack(ctx context.Context, to io.Writer, from *os.File, size int64) error {
+	for e, err := range Extents(from, size) {
+		if err != nil {
+			return err
+		}
+		for ; e.Length > 0; e.Offset, e.Length = e.Offset+maxExtent, e.Length-maxExtent {
+			n := min(e.Length, maxExtent)
+			if err := writeHeader(to, e.Offset, n); err != nil {
+				return err
+			}
+			if _, err := io.Copy(to, contextReader{ctx, io.NewSectionReader(from, e.Offset, n)}); err != nil {
+				return err
+			}
+		}
+	}
+	return writeHeader(to, size, 0)
+}
+
+func writeHeader(w io.Writer, off, n int64) error {
+	_, err := w.Write(binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, uint64(off)), uint64(n)))
+	return err
+}
+
+// Unpack writes the file of size bytes that packed was made from. to must be empty.
+func Unpack(ctx context.Context, to, packed *os.File, size int64) error {
+	if err := to.Truncate(size); err != nil {
+		return err
+	}
+	// From its beginning: it may just have been written through this very descriptor.
+	in := contextReader{ctx, bufio.NewReaderSize(io.NewSectionReader(packed, 0, math.MaxInt64), 256<<10)}
+	for {
+		var head [extentHeader]byte
+		if _, err := io.ReadFull(in, head[:]); err != nil {
+			return fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		off, n := binary.LittleEndian.Uint64(head[:]), binary.LittleEndian.Uint64(head[8:])
+		if n == 0 && off == uint64(size) {
+			return nil
+		}
+		if n == 0 || n > maxExtent || off > uint64(size) || n > uint64(size)-off {
+			return fmt.Errorf("%w: %d bytes at %d", ErrDamaged, n, off)
+		}
+		if _, err := io.CopyN(io.NewOffsetWriter(to, int64(off)), in, int64(n)); err != nil {
+			return err
+		}
+	}
+}
+
+// contextReader ends a copy when the context ends.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(p)
+}

@@ -1,0 +1,141 @@
+package sparse
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const page = 4096
+
+// file has a page of the letter at each place, a page each, and holes elsewhere.
+func file(t *testing.T, pages int64, letters map[int64]byte) *os.File {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := f.Truncate(pages * page); err != nil {
+		t.Fatal(err)
+	}
+	for at, letter := range letters {
+		if _, err := f.WriteAt(bytes.Repeat([]byte{letter}, page), at*page); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f
+}
+
+// letters is what file was made from.
+func letters(t *testing.T, f *os.File) string {
+	t.Helper()
+	b, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s []byte
+	for ; len(b) >= page; b = b[page:] {
+		if b[0] == 0 {
+			b[0] = '.'
+		}
+		s = append(s, b[0])
+	}
+	return string(s)
+}
+
+func knowsHoles(t *testing.T) {
+	t.Helper()
+	f := file(t, 64, map[int64]byte{32: 'x'})
+	if at, err := f.Seek(0, unix.SEEK_DATA); err != nil || at == 0 {
+		t.Skip("SKIPPED: the file system of the temporary directory does not know holes")
+	}
+}
+
+func TestExtents(t *testing.T) {
+	knowsHoles(t)
+	f := file(t, 8, map[int64]byte{1: 'a', 2: 'b', 5: 'c', 7: 'd'})
+	var got []Extent
+	for e, err := range Extents(f, 8*page) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, e)
+	}
+	if want := []Extent{{page, 2 * page}, {5 * page, page}, {7 * page, page}}; !slices.Equal(got, want) {
+		t.Errorf("extents %v, want %v", got, want)
+	}
+}
+
+func TestFill(t *testing.T) {
+	knowsHoles(t)
+	for _, test := range []struct {
+		name     string
+		to, from map[int64]byte
+		want     string
+	}{
+		{"nothing", nil, nil, "........"},
+		{"into nothing", nil, map[int64]byte{0: 'a', 3: 'b', 4: 'c', 7: 'd'}, "a..bc..d"},
+		{"from nothing", map[int64]byte{2: 'x'}, nil, "..x....."},
+		{"around", map[int64]byte{0: 'x', 3: 'y', 6: 'z'}, map[int64]byte{0: 'a', 1: 'b', 2: 'c', 3: 'd', 4: 'e', 5: 'f', 6: 'g', 7: 'h'}, "xbcyefzh"},
+		{"over the end of both", map[int64]byte{1: 'x', 2: 'x'}, map[int64]byte{2: 'a', 3: 'a'}, ".xxa...."},
+		{"inside", map[int64]byte{1: 'x', 2: 'x', 3: 'x'}, map[int64]byte{2: 'a'}, ".xxx...."},
+	} {
+		to, from := file(t, 8, test.to), file(t, 8, test.from)
+		if err := Fill(t.Context(), to, from, 8*page); err != nil {
+			t.Fatal(err)
+		}
+		if got := letters(t, to); got != test.want {
+			t.Errorf("%s: %s, want %s", test.name, got, test.want)
+		}
+	}
+}
+
+func TestPackAndUnpack(t *testing.T) {
+	from := file(t, 16, map[int64]byte{1: 'a', 2: 'b', 15: 'c'})
+	packed, to := file(t, 0, nil), file(t, 0, nil)
+	if err := Pack(t.Context(), packed, from, 16*page); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unpack(t.Context(), to, packed, 16*page); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := letters(t, to), letters(t, from); got != want {
+		t.Errorf("unpacked %s, want %s", got, want)
+	}
+	size, err := packed.Seek(0, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cut := range size { // every shorter file is damaged
+		if cut%997 != 0 && cut != size-1 {
+			continue
+		}
+		if err := packed.Truncate(cut); err != nil {
+			t.Fatal(err)
+		}
+		if err := Unpack(t.Context(), file(t, 0, nil), packed, 16*page); err == nil {
+			t.Errorf("unpacked %d bytes of %d", cut, size)
+		}
+		packed.Truncate(0)
+		if err := Pack(t.Context(), &rewinder{packed, 0}, from, 16*page); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// rewinder writes from the beginning, wherever the descriptor stands.
+type rewinder struct {
+	f   *os.File
+	off int64
+}
+
+func (r *rewinder) Write(p []byte) (int, error) {
+	n, err := r.f.WriteAt(p, r.off)
+	r.off += int64(n)
+	return n, err
+}

@@ -1,0 +1,167 @@
+// Package snapshot keeps machines at rest: the state, the memory and the disk of a guest, as files that a VMM wakes from.
+//
+// A Dormant is one such machine, ready to wake: nothing is verified, decrypted or put together on the way from it to a
+// running guest. A Draft is one in the making, which appears whole or not at all.
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"spore/internal/sparse"
+)
+
+// Names of the files in the directory of a dormant machine.
+const (
+	specFile   = "machine.json"
+	stateFile  = "state"
+	memoryFile = "memory"
+	diskFile   = "disk" // packed
+	draftExt   = ".new"
+)
+
+// Version of Spec. Another one is refused.
+const Version = 1
+
+// Bounds on what is read back.
+const (
+	maxSpec  = 64 << 10
+	maxState = 2 << 20
+)
+
+// Spec is the shape of a dormant machine.
+type Spec struct {
+	Version int   `json:"version"`
+	CPUs    int   `json:"cpus"`
+	Memory  int64 `json:"memory_bytes"`
+	Disk    int64 `json:"disk_bytes"` // of the writable layer
+}
+
+// Dormant is a machine at rest in a directory. Its files never change. Any number of machines may wake from it at once.
+type Dormant struct {
+	Spec Spec
+	dir  string
+}
+
+// Open opens the dormant machine in dir. fs.ErrNotExist says that there is none.
+func Open(dir string) (*Dormant, error) {
+	d := &Dormant{dir: dir}
+	b, err := readBounded(filepath.Join(dir, specFile), maxSpec)
+	if err != nil {
+		return nil, fmt.Errorf("open dormant machine: %w", err)
+	}
+	if err := json.Unmarshal(b, &d.Spec); err != nil {
+		return nil, fmt.Errorf("open dormant machine %s: %w", dir, err)
+	}
+	if d.Spec.Version != Version {
+		return nil, fmt.Errorf("open dormant machine %s: version %d, this build reads %d", dir, d.Spec.Version, Version)
+	}
+	return d, nil
+}
+
+// Dir is where it is.
+func (d *Dormant) Dir() string { return d.dir }
+
+// OpenState opens the state file, read-only.
+func (d *Dormant) OpenState() (*os.File, error) { return d.open(stateFile) }
+
+// OpenMemory opens the memory file, read-only.
+func (d *Dormant) OpenMemory() (*os.File, error) { return d.open(memoryFile) }
+
+func (d *Dormant) open(name string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(d.dir, name), os.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open dormant machine: %w", err)
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("open dormant machine: %s is no regular file", f.Name()) // SNAP-05
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// NewDisk writes a copy of the disk to path, where no file may be yet; mode 0600.
+func (d *Dormant) NewDisk(ctx context.Context, path string) error {
+	packed, err := d.open(diskFile)
+	if err != nil {
+		return err
+	}
+	defer packed.Close()
+	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(sparse.Unpack(ctx, out, packed, d.Spec.Disk), out.Close()); err != nil {
+		os.Remove(path)
+		return fmt.Errorf("copy disk of dormant machine: %w", err)
+	}
+	return nil
+}
+
+// Size is what its files take on the disk, in bytes.
+func (d *Dormant) Size() (total int64, err error) {
+	for _, name := range []string{specFile, stateFile, memoryFile, diskFile} {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(d.dir, name), &st); err != nil {
+			return 0, &os.PathError{Op: "lstat", Path: name, Err: err}
+		}
+		total += st.Blocks * 512
+	}
+	return total, nil
+}
+
+// Remove deletes it. Machines that woke from it live on.
+func (d *Dormant) Remove() error {
+	gone := d.dir + ".gone"
+	if err := os.Rename(d.dir, gone); err != nil {
+		return fmt.Errorf("remove dormant machine: %w", err)
+	}
+	return os.RemoveAll(gone)
+}
+
+// Sweep deletes what a crash left in a directory of dormant machines: drafts and what was being removed. Nobody may be
+// drafting in it.
+func Sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var errs []error
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); ext == draftExt || ext == ".gone" {
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() || st.Size() > limit {
+		return nil, fmt.Errorf("%s: %d bytes, at most %d of a regular file", path, st.Size(), limit)
+	}
+	b := make([]byte, st.Size())
+	if _, err := f.ReadAt(b, 0); err != nil && st.Size() > 0 {
+		return nil, err
+	}
+	return b, nil
+}

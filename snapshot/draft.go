@@ -1,0 +1,107 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"spore/internal/sparse"
+)
+
+// Draft is a dormant machine in the making: a directory that Publish gives its name. State and Memory are for the VMM to
+// write to.
+type Draft struct {
+	State  *os.File
+	Memory *os.File
+
+	dir string // that it will be
+}
+
+// NewDraft begins a dormant machine at dir. A draft that was there, of a process that was killed, is replaced: the caller
+// sees to it that there is only one.
+func NewDraft(dir string) (_ *Draft, err error) {
+	d := &Draft{dir: dir}
+	if err := os.RemoveAll(dir + draftExt); err != nil {
+		return nil, fmt.Errorf("begin snapshot: %w", err)
+	}
+	if err := os.MkdirAll(dir+draftExt, 0o700); err != nil {
+		return nil, fmt.Errorf("begin snapshot: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("begin snapshot: %w", err), d.Discard())
+		}
+	}()
+	if d.State, err = d.create(stateFile); err != nil {
+		return nil, err
+	}
+	d.Memory, err = d.create(memoryFile)
+	return d, err
+}
+
+func (d *Draft) create(name string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(d.dir+draftExt, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+// TakeDisk copies a disk of size bytes. Its machine must stand still.
+func (d *Draft) TakeDisk(ctx context.Context, disk *os.File, size int64) error {
+	out, err := d.create(diskFile)
+	if err != nil {
+		return fmt.Errorf("copy disk: %w", err)
+	}
+	if err := errors.Join(sparse.Pack(ctx, out, disk, size), out.Close()); err != nil {
+		return fmt.Errorf("copy disk: %w", err)
+	}
+	return nil
+}
+
+// Rebase makes the memory whole when the VMM wrote only what changed since base, which has size bytes. A nil base says
+// that it is whole already.
+func (d *Draft) Rebase(ctx context.Context, base *os.File, size int64) error {
+	var err error
+	if base == nil {
+		err = d.Memory.Truncate(size)
+	} else {
+		err = sparse.Fill(ctx, d.Memory, base, size)
+	}
+	if err != nil {
+		return fmt.Errorf("put memory together: %w", err)
+	}
+	return nil
+}
+
+// Publish makes the draft the dormant machine at its directory, where none may be.
+func (d *Draft) Publish(spec Spec) (*Dormant, error) {
+	spec.Version = Version
+	b, err := json.Marshal(spec)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(d.dir+draftExt, specFile), b, 0o600)
+	}
+	if err == nil {
+		err = d.closeFiles()
+	}
+	if err == nil {
+		err = os.Rename(d.dir+draftExt, d.dir)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("finish snapshot: %w", err), d.Discard())
+	}
+	return &Dormant{Spec: spec, dir: d.dir}, nil
+}
+
+// Discard deletes the draft; after Publish there is none.
+func (d *Draft) Discard() error { return errors.Join(d.closeFiles(), os.RemoveAll(d.dir+draftExt)) }
+
+func (d *Draft) closeFiles() error {
+	var errs []error
+	for _, f := range []**os.File{&d.State, &d.Memory} {
+		if *f != nil {
+			errs = append(errs, (*f).Close())
+			*f = nil
+		}
+	}
+	return errors.Join(errs...)
+}
