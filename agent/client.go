@@ -97,7 +97,17 @@ type Streams struct {
 // A Stdin that never ends does not hold anything up; the goroutine that reads it ends with its next byte.
 func Start(ctx context.Context, dial Dial, e Exec, s Streams) (*Process, error) {
 	e.Stdin = s.Stdin != nil
-	conn, stop, err := request(ctx, dial, Request{Op: OpExec, Exec: &e})
+	return follow(ctx, dial, Request{Op: OpExec, Exec: &e}, s)
+}
+
+// Attach takes over a process of a machine that was copied from another: id is what its Process had there.
+func Attach(ctx context.Context, dial Dial, id uint64, s Streams) (*Process, error) {
+	return follow(ctx, dial, Request{Op: OpAttach, ID: id}, s)
+}
+
+// follow makes a request that a process answers.
+func follow(ctx context.Context, dial Dial, ask Request, s Streams) (*Process, error) {
+	conn, stop, err := request(ctx, dial, ask)
 	if err != nil {
 		return nil, err
 	}
@@ -178,6 +188,9 @@ func (s *sink) Write(p []byte) {
 	}
 }
 
+// ID is the process's number in its guest.
+func (p *Process) ID() uint64 { return p.id }
+
 // Wait returns how the process ended. The error is ErrLost when the guest went away first.
 func (p *Process) Wait() (Exit, error) {
 	<-p.done
@@ -209,6 +222,14 @@ func GetStats(ctx context.Context, dial Dial) (Stats, error) {
 
 // Ping asks for nothing but an answer.
 func Ping(ctx context.Context, dial Dial) error { return simple(ctx, dial, Request{Op: OpPing}, nil) }
+
+// Hold tells the guest that it is about to be saved. Release, or Resume in a copy, must follow.
+func Hold(ctx context.Context, dial Dial) error { return simple(ctx, dial, Request{Op: OpHold}, nil) }
+
+// Release tells the guest that it was saved and goes on.
+func Release(ctx context.Context, dial Dial) error {
+	return simple(ctx, dial, Request{Op: OpRelease}, nil)
+}
 
 // Sync makes the guest write everything back.
 func Sync(ctx context.Context, dial Dial) error { return simple(ctx, dial, Request{Op: OpSync}, nil) }

@@ -64,7 +64,10 @@ const (
 	OpStats    Op = "stats"    // answered by FrameDone with Stats
 	OpPowerOff Op = "poweroff" // end all processes, write everything back, switch off; answered by FrameDone before
 	OpPing     Op = "ping"     // answered by FrameDone
-	OpSync     Op = "sync"     // write everything back: the machine is about to be saved; answered by FrameDone
+	OpAttach   Op = "attach"   // to process Request.ID, which lost its connection to a copy of the machine; answered as OpExec is
+	OpSync     Op = "sync"     // write everything back; answered by FrameDone
+	OpHold     Op = "hold"     // the machine is about to be saved: processes outlive connections; answered by FrameDone
+	OpRelease  Op = "release"  // it was saved, and goes on as what it was; answered by FrameDone
 	OpResumed  Op = "resumed"  // Request.Resumed: the machine continues from a snapshot; answered by FrameDone
 )
 

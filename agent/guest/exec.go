@@ -34,7 +34,9 @@ func (a *server) exec(e agent.Exec, gone func() bool, r *agent.Reader, w *agent.
 		return err
 	}
 	defer a.groups.drop(group)
-	p := &process{w: w, group: group, gone: gone, reap: a.reaper}
+	age := a.copies.Load()
+	p := &process{link: newLink(w, gone, age, a.lostToCopy), main: e.Main, group: group, reap: a.reaper, done: make(chan struct{})}
+	defer close(p.done)
 	if err := p.open(e); err != nil {
 		return err
 	}
@@ -49,7 +51,7 @@ func (a *server) exec(e agent.Exec, gone func() bool, r *agent.Reader, w *agent.
 	if err := w.SendJSON(agent.FrameStarted, agent.Started{ID: n}); err != nil {
 		p.kill()
 	}
-	go p.listen(r)
+	go p.listen(r, age)
 	p.copyOutput()
 	stop := func() {}
 	if e.Main {
@@ -64,7 +66,7 @@ func (a *server) exec(e agent.Exec, gone func() bool, r *agent.Reader, w *agent.
 	} else {
 		p.drain(drainLimit)
 	}
-	return w.SendJSON(agent.FrameExit, p.exit(ended, took))
+	return p.link.SendJSON(agent.FrameExit, p.exit(ended, took))
 }
 
 // startFailure says why a program did not start, with the code a shell would give.
@@ -82,10 +84,11 @@ func startFailure(name string, err error) error {
 
 // process is a running process and our ends of its streams.
 type process struct {
-	w     *agent.Writer
+	link  *link
+	main  bool // the sandbox's command
 	group *cgroup
-	gone  func() bool
 	reap  *reaper
+	done  chan struct{} // closed when its end has been reported
 	pid   int
 
 	theirs  []*os.File // descriptors 0, 1, 2 of the process; closed here after the start

@@ -168,8 +168,9 @@ func FuzzInput(f *testing.F) {
 	}
 	f.Cleanup(func() { null.Close() })
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p := &process{stdin: null, tty: null, group: &cgroup{}, reap: &reaper{}, gone: func() bool { return false }}
-		p.listen(agent.NewReader(bytes.NewReader(b)))
+		p := &process{stdin: null, tty: null, group: &cgroup{}, reap: &reaper{},
+			link: newLink(nil, func() bool { return false }, 0, func(uint64) bool { return false })}
+		p.listen(agent.NewReader(bytes.NewReader(b)), 0)
 		if n, err := io.Copy(io.Discard, &tarStream{r: agent.NewReader(bytes.NewReader(b))}); n > int64(len(b)) {
 			t.Errorf("%d bytes of %d, %v", n, len(b), err)
 		}

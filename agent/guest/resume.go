@@ -13,6 +13,7 @@ import (
 // resumed makes this guest another than the one whose memory it has, before any program is started in it. The clock
 // comes last of what programs could compare, so that whoever sees it right sees the rest right too.
 func (a *server) resumed(r agent.Resumed) error {
+	a.copied()
 	for _, step := range []struct {
 		name string
 		do   func() error

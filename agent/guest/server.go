@@ -20,6 +20,8 @@ type server struct {
 	upper  *os.File // the writable layer; nil when it is in memory
 	reaper *reaper
 	last   atomic.Uint64 // number of the last process
+	held   atomic.Bool   // the machine is about to be saved
+	copies atomic.Uint64 // how often this machine has been made of another
 	groups groups
 	off    func() // switches off
 
@@ -82,6 +84,14 @@ func (a *server) do(req agent.Request, c io.ReadWriteCloser, r *agent.Reader, w 
 	switch {
 	case req.Op == agent.OpExec && req.Exec != nil && len(req.Exec.Args) > 0:
 		return a.exec(*req.Exec, func() bool { return hungUp(c) }, r, w)
+	case req.Op == agent.OpAttach:
+		return a.attach(req.ID, func() bool { return hungUp(c) }, r, w)
+	case req.Op == agent.OpHold:
+		a.hold()
+		return w.Send(agent.FrameDone, []byte("{}"))
+	case req.Op == agent.OpRelease:
+		a.release()
+		return w.Send(agent.FrameDone, []byte("{}"))
 	case req.Op == agent.OpSignal && req.Signal > 0 && req.Signal <= 64:
 		return a.with(req.ID, w, func(p *process) error { return a.reaper.signal(p.pid, unix.Signal(req.Signal)) })
 	case req.Op == agent.OpResize && req.Size != nil:

@@ -27,7 +27,7 @@ func (p *process) copy(o output) bool {
 	buf := make([]byte, agent.MaxStream)
 	for {
 		n, err := o.file.Read(buf)
-		if n > 0 && p.w.Send(o.frame, buf[:n]) != nil {
+		if n > 0 && p.link.Send(o.frame, buf[:n]) != nil {
 			return false
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -55,7 +55,7 @@ func (p *process) copyRest(o output, buf []byte) bool {
 		if err != nil || n <= 0 {
 			return true
 		}
-		if p.w.Send(o.frame, buf[:n]) != nil {
+		if p.link.Send(o.frame, buf[:n]) != nil {
 			return false
 		}
 		total += n
@@ -74,12 +74,14 @@ func (p *process) drain(limit time.Duration) {
 	p.copying.Wait()
 }
 
-// listen takes what the host sends to the process. When the host goes away, so does the process.
-func (p *process) listen(r *agent.Reader) {
+// listen takes what the host sends to the process on a connection of that age. When the host goes away, so does the process.
+func (p *process) listen(r *agent.Reader, age uint64) {
 	for {
 		t, payload, err := r.Next()
 		if err != nil {
-			p.kill()
+			if !p.link.lost(age) {
+				p.kill()
+			}
 			return
 		}
 		switch t {
@@ -109,7 +111,7 @@ func (p *process) feed(input []byte) bool {
 		input = input[n:]
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			if p.gone() {
+			if p.link.hostGone() {
 				return false
 			}
 		case err != nil:
