@@ -114,6 +114,34 @@ func (sb *Sandbox) Wait(ctx context.Context) (Outcome, error) {
 	return Outcome{}, err
 }
 
+// Pause makes the sandbox stand still: no program in it runs, no time passes for it but the wall clock's.
+func (sb *Sandbox) Pause(ctx context.Context) error {
+	_, _, err := sb.ask(ctx, request{Verb: verbPause})
+	return err
+}
+
+// Resume lets a paused sandbox go on.
+func (sb *Sandbox) Resume(ctx context.Context) error {
+	_, _, err := sb.ask(ctx, request{Verb: verbResume})
+	return err
+}
+
+// Save makes a dormant machine of the running sandbox at dir, where none may be; the directory above is the same user's. Live
+// copies memory while the guest runs.
+func (sb *Sandbox) Save(ctx context.Context, dir string, live bool) (Saved, error) {
+	rep, _, err := sb.ask(ctx, request{Verb: verbSave, Dir: dir, Live: live})
+	if err != nil || rep.Saved == nil {
+		return Saved{}, err
+	}
+	return *rep.Saved, nil
+}
+
+// At notes in the record of a running sandbox which snapshot it is at: the parent of the next.
+func (sb *Sandbox) At(ctx context.Context, id string) error {
+	_, _, err := sb.ask(ctx, request{Verb: verbAt, Snapshot: id})
+	return err
+}
+
 // Counters returns what the VMM counts, by device.
 func (sb *Sandbox) Counters(ctx context.Context) (map[string]map[string]uint64, error) {
 	rep, _, err := sb.ask(ctx, request{Verb: verbStats})

@@ -74,9 +74,8 @@ type Config struct {
 	Root         RootDevice `json:"root_device"`
 	DebugConsole bool       `json:"debug_console,omitempty"`
 
-	Cold     bool     `json:"cold,omitempty"`     // boot, whatever templates there are, and leave none
-	Prepare  []string `json:"prepare,omitempty"`  // a command that is run before the template is taken
-	Template string   `json:"template,omitempty"` // that it wakes from the first time, by key; its writable layer is the template's
+	Cold    bool     `json:"cold,omitempty"`    // boot, whatever templates there are, and leave none
+	Prepare []string `json:"prepare,omitempty"` // a command that is run before the template is taken
 
 	JailWithout []jailer.Layer `json:"jail_without,omitempty"` // layers that may be missing where the host does not offer them
 	AutoRemove  bool           `json:"auto_remove,omitempty"`  // the record goes when the command ends

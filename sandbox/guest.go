@@ -68,7 +68,12 @@ func (v *supervisor) runCommand(ready func()) Outcome {
 		e.TTY = &size
 	}
 	began := time.Now()
-	p, err := agent.Start(ctx, v.machine.broker.Dial, e, streams)
+	var p *agent.Process
+	if v.main != 0 {
+		p, err = agent.Attach(ctx, v.machine.broker.Dial, v.main, streams)
+	} else {
+		p, err = agent.Start(ctx, v.machine.broker.Dial, e, streams)
+	}
 	if err != nil {
 		return v.startFailure(ctx, err)
 	}
@@ -82,9 +87,11 @@ func (v *supervisor) runCommand(ready func()) Outcome {
 	exit, err := p.Wait()
 	stop()
 	v.clock.Done("command")
-	if v.state.Steps != nil {
-		v.state.Steps = v.steps()
-	}
+	v.note(func(st *State) {
+		if st.Steps != nil {
+			st.Steps = v.steps()
+		}
+	})
 	if err != nil {
 		return v.lostCommand(ctx, err, began)
 	}
@@ -177,6 +184,9 @@ func (v *supervisor) signalCommand(sig unix.Signal) error {
 	p := v.command.get()
 	if p == nil {
 		return errors.New("its command is not running")
+	}
+	if v.standsStill() {
+		return errPaused
 	}
 	return p.Signal(v.ctx, int(sig))
 }

@@ -17,24 +17,27 @@ const (
 	wakeLimit = 30 * time.Second
 )
 
-// rise makes the guest ready for its command. It wakes from the sandbox's template; where there is none, it boots, and
-// leaves one for those who come after. A template that does not wake costs its own life and some time, not the command.
+// rise makes the guest ready for its command: it wakes from what the sandbox was made for, or boots. A template is no more
+// than a saving of time: one that does not wake costs its own life and some of it, not the command.
 func (v *supervisor) rise() error {
-	from := v.template()
-	if from == nil {
+	if v.from == "" {
 		return v.boot()
 	}
-	err := v.wake(from)
-	if err == nil || v.ctx.Err() != nil {
+	from, err := snapshot.Open(v.from)
+	if err == nil {
+		err = v.wake(from)
+	}
+	if err == nil || v.ctx.Err() != nil || v.host.Templates == nil || !v.host.Templates.owns(v.from) {
 		return err
 	}
-	v.host.log().Warn("a template does not wake: it is removed, and the guest boots", "template", v.sb.Config.Template, "err", err)
+	v.host.log().Warn("a template does not wake: it is removed, and the guest boots", "template", v.from, "err", err)
 	if v.machine != nil {
 		v.machine.kill()
 		v.machine = nil
 	}
-	if err := from.Remove(); err != nil {
-		return err
+	if from != nil {
+		err = from.Remove()
+		v.host.log().Debug("remove template", "err", err)
 	}
 	return v.boot()
 }
@@ -154,25 +157,10 @@ func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 	return conn, err
 }
 
-// template is what the sandbox wakes from, nil for none. Once it has run, its writable layer is its own, and the
-// template's memory would not know what is in it.
-func (v *supervisor) template() *snapshot.Dormant {
-	t := v.host.Templates
-	if t == nil || v.sb.Config.Template == "" || !v.fresh {
-		return nil
-	}
-	d, err := t.open(v.sb.Config.Template)
-	if err != nil {
-		v.host.log().Debug("no template", "template", v.sb.Config.Template, "err", err)
-		return nil
-	}
-	return d
-}
-
 // mayLeaveTemplate reports whether a guest that boots is one that others could wake from.
 func (v *supervisor) mayLeaveTemplate() bool {
 	cfg := v.sb.Config
-	return v.host.Templates != nil && v.fresh && !cfg.Cold && !cfg.DebugConsole && cfg.Template == ""
+	return v.host.Templates != nil && v.fresh && !cfg.Cold && !cfg.DebugConsole
 }
 
 // leaveTemplate saves a guest that has just booted for those who come after. That this cannot be done is no reason not to
@@ -233,5 +221,9 @@ func (v *supervisor) prepare(ctx context.Context) error {
 // spec is the shape of this sandbox's machine.
 func (v *supervisor) spec() snapshot.Spec {
 	cfg := v.sb.Config
-	return snapshot.Spec{CPUs: cfg.CPUs, Memory: cfg.Memory, Disk: cfg.Disk}
+	s := snapshot.Spec{CPUs: cfg.CPUs, Memory: cfg.Memory, Disk: cfg.Disk}
+	if p := v.command.get(); p != nil {
+		s.Main = p.ID()
+	}
+	return s
 }

@@ -5,38 +5,141 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
+	"spore/agent"
 	"spore/snapshot"
 	"spore/vmm/api"
 )
 
-// saved is how a snapshot came about.
-type saved struct {
-	api.Saved
-	stopped time.Duration // for which the guest stood still
-	goesOn  bool          // the guest runs on; false after an error that leaves it standing still
+// Saved is how a snapshot came about.
+type Saved struct {
+	Live    bool          `json:"live"`         // memory was copied while the guest ran
+	Before  int64         `json:"before_bytes"` // of memory, copied while it ran
+	During  int64         `json:"during_bytes"` // copied while it stood still
+	Stopped time.Duration `json:"stopped_ns"`   // for which it stood still; 0 if it was paused
+
+	goesOn bool // the guest runs on, or stands still because it is to
 }
 
-// save writes the running machine to a draft: its state, its memory, its writable layer, all of one moment. The guest
-// stands still from that moment until the writable layer is copied.
-func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s saved, err error) {
-	reply, err := v.machine.request(ctx, api.Request{Op: api.OpSave, Live: live}, to.State, to.Memory)
-	if reply.Saved != nil {
-		s.Saved = *reply.Saved
+// saveLimit bounds a snapshot. It only has to end.
+const saveLimit = 20 * time.Minute
+
+var errPaused = errors.New("it is paused: let it go on first (spore resume)")
+
+// standsStill reports whether the sandbox is paused.
+func (v *supervisor) standsStill() bool {
+	v.stateMu.Lock()
+	defer v.stateMu.Unlock()
+	return v.state.Paused
+}
+
+// pause makes the guest stand still. It is held while it does, so that it can be saved.
+func (v *supervisor) pause() error {
+	v.standing.Lock()
+	defer v.standing.Unlock()
+	if !v.command.running() {
+		return errors.New("it is not running yet")
 	}
-	if err != nil { // then the VMM has not left it standing
+	if v.standsStill() {
+		return errors.New("it is paused already")
+	}
+	if err := agent.Hold(v.ctx, v.machine.broker.Dial); err != nil {
+		return err
+	}
+	if _, err := v.machine.request(v.ctx, api.Request{Op: api.OpPause}); err != nil {
+		return err
+	}
+	v.note(func(st *State) { st.Paused = true })
+	return v.record()
+}
+
+// resume lets it go on.
+func (v *supervisor) resume() error {
+	v.standing.Lock()
+	defer v.standing.Unlock()
+	if !v.standsStill() {
+		return errors.New("it is not paused")
+	}
+	if _, err := v.machine.request(v.ctx, api.Request{Op: api.OpResume}); err != nil {
+		return err
+	}
+	v.note(func(st *State) { st.Paused = false })
+	return errors.Join(agent.Release(v.ctx, v.machine.broker.Dial), v.record())
+}
+
+// saveTo makes a dormant machine of the sandbox at dir.
+func (v *supervisor) saveTo(dir string, live bool) (*Saved, error) {
+	v.standing.Lock()
+	defer v.standing.Unlock()
+	if !v.command.running() {
+		return nil, errors.New("it is not running yet")
+	}
+	if !filepath.IsAbs(dir) {
+		return nil, fmt.Errorf("save to %q: want an absolute path", dir)
+	}
+	ctx, cancel := context.WithTimeoutCause(v.ctx, saveLimit, fmt.Errorf("the snapshot was not done within %s", saveLimit))
+	defer cancel()
+	draft, err := snapshot.NewDraft(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer draft.Discard()
+	paused := v.standsStill()
+	if !paused {
+		if err := agent.Hold(ctx, v.machine.broker.Dial); err != nil {
+			return nil, err
+		}
+	}
+	s, err := v.save(ctx, draft, live)
+	if err == nil {
+		_, err = draft.Publish(v.spec())
+	}
+	if !paused {
+		err = errors.Join(err, agent.Release(v.ctx, v.machine.broker.Dial))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
+// at notes which snapshot the sandbox is at.
+func (v *supervisor) at(id string) error {
+	v.note(func(st *State) { st.Snapshot = id })
+	return v.record()
+}
+
+// save writes the machine to a draft: its state, its memory, its writable layer, all of one moment. The guest stands still
+// from that moment until the writable layer is copied, and afterwards if it is paused.
+func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s Saved, err error) {
+	paused := v.standsStill()
+	reply, err := v.machine.request(ctx, api.Request{Op: api.OpSave, Live: live}, to.State, to.Memory)
+	if err != nil { // then the VMM has left it as it was
 		s.goesOn = ctx.Err() == nil
 		return s, fmt.Errorf("save sandbox: %w", err)
 	}
+	if reply.Saved == nil {
+		return s, errors.New("save sandbox: the VMM does not say what it saved")
+	}
+	s.Before, s.During, s.Live = reply.Saved.Before, reply.Saved.During, reply.Saved.Before > 0
 	err = v.saveDisk(ctx, to)
-	resumed, resumeErr := v.machine.request(context.WithoutCancel(ctx), api.Request{Op: api.OpResume})
-	s.goesOn, s.stopped = resumeErr == nil, time.Duration(resumed.Stopped)
-	if err = errors.Join(err, resumeErr); err != nil {
+	if !paused {
+		var resumed api.Reply
+		var resumeErr error
+		resumed, resumeErr = v.machine.request(context.WithoutCancel(ctx), api.Request{Op: api.OpResume})
+		err = errors.Join(err, resumeErr)
+		s.Stopped = time.Duration(resumed.Stopped)
+		s.goesOn = resumeErr == nil
+	} else {
+		s.goesOn = true
+	}
+	if err != nil {
 		return s, fmt.Errorf("save sandbox: %w", err)
 	}
 	var base *os.File
-	if s.Changes {
+	if reply.Saved.Changes {
 		if base = v.base; base == nil {
 			return s, errors.New("save sandbox: the VMM saved changes to a memory that it did not wake with")
 		}
@@ -51,4 +154,36 @@ func (v *supervisor) saveDisk(ctx context.Context, to *snapshot.Draft) error {
 	}
 	defer disk.Close()
 	return to.TakeDisk(ctx, disk, v.sb.Config.Disk)
+}
+
+// Rewind makes a sandbox that does not run what it was at a snapshot: its writable layer now, its memory when it is started
+// next.
+func (sb *Sandbox) Rewind(ctx context.Context, to *snapshot.Dormant, id string) error {
+	lock, err := sb.holdSoon()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	st, err := sb.readState()
+	if err != nil {
+		return err
+	}
+	cfg := sb.Config
+	if to.Spec.CPUs != cfg.CPUs || to.Spec.Memory != cfg.Memory || to.Spec.Disk != cfg.Disk {
+		return fmt.Errorf("%w: the snapshot is of %d CPUs, %d MiB of memory and %d MiB of disk, the sandbox has %d, %d and %d: make another of it with 'spore run --from'",
+			ErrConfig, to.Spec.CPUs, to.Spec.Memory>>20, to.Spec.Disk>>20, cfg.CPUs, cfg.Memory>>20, cfg.Disk>>20)
+	}
+	fresh := sb.path(writableFile) + ".new"
+	if err := os.RemoveAll(fresh); err != nil {
+		return err
+	}
+	if err := to.NewDisk(ctx, fresh); err != nil {
+		return err
+	}
+	// Between the two steps a crash leaves the snapshot's disk without its memory: the guest then boots with it.
+	if err := os.Rename(fresh, sb.path(writableFile)); err != nil {
+		return err
+	}
+	st.From, st.Main, st.Snapshot = to.Dir(), to.Spec.Main, id
+	return sb.writeState(st)
 }

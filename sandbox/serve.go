@@ -84,6 +84,14 @@ func (v *supervisor) do(r request) (rep reply, file *os.File, err error) {
 		<-v.ended
 	case verbStats:
 		rep.Counters, err = v.counters()
+	case verbPause:
+		err = v.pause()
+	case verbResume:
+		err = v.resume()
+	case verbSave:
+		rep.Saved, err = v.saveTo(r.Dir, r.Live)
+	case verbAt:
+		err = v.at(r.Snapshot)
 	default:
 		err = fmt.Errorf("unknown request %q", r.Verb)
 	}
@@ -101,6 +109,9 @@ func (v *supervisor) dial(port uint32) (*os.File, error) {
 	if !v.command.running() {
 		return nil, errors.New("it is not running yet")
 	}
+	if v.standsStill() {
+		return nil, errPaused
+	}
 	conn, err := v.machine.broker.Dial(v.ctx, port)
 	if err != nil {
 		return nil, err
@@ -115,6 +126,9 @@ func (v *supervisor) dial(port uint32) (*os.File, error) {
 
 // stop signals the command, waits, and ends the sandbox when it has not ended by then.
 func (v *supervisor) stop(sig unix.Signal, grace time.Duration) {
+	if v.standsStill() {
+		_ = v.resume() // if it does not go on, it is killed
+	}
 	if v.signalCommand(sig) == nil {
 		select {
 		case <-v.ended:

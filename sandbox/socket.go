@@ -23,6 +23,10 @@ const (
 	verbKill   verb = "kill"   // end the sandbox now
 	verbWait   verb = "wait"   // reply when it has ended
 	verbStats  verb = "stats"  // counters of the VMM
+	verbPause  verb = "pause"  // stand still
+	verbResume verb = "resume" // go on
+	verbSave   verb = "save"   // save the running machine to request.Dir
+	verbAt     verb = "at"     // the sandbox is at request.Snapshot from now on
 )
 
 type request struct {
@@ -31,12 +35,17 @@ type request struct {
 	Signal int           `json:"signal,omitempty"`
 	Grace  time.Duration `json:"grace_ns,omitempty"`
 	Stdin  bool          `json:"stdin,omitempty"`
+	Dir    string        `json:"dir,omitempty"`  // for the dormant machine; in a directory of the same user's
+	Live   bool          `json:"live,omitempty"` // copy memory while the guest runs
+
+	Snapshot string `json:"snapshot,omitempty"`
 }
 
 type reply struct {
 	Error    string                       `json:"error,omitempty"`
 	Outcome  *Outcome                     `json:"outcome,omitempty"`
 	Counters map[string]map[string]uint64 `json:"counters,omitempty"`
+	Saved    *Saved                       `json:"saved,omitempty"`
 	File     bool                         `json:"file,omitempty"` // a descriptor follows, beside one byte
 }
 

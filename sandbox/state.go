@@ -45,7 +45,11 @@ type State struct {
 	Started    time.Time `json:"started,omitzero"`
 	Ended      time.Time `json:"ended,omitzero"`
 	Outcome    Outcome   `json:"result,omitzero"`
-	Steps      []Step    `json:"steps,omitempty"` // where the start-up time went
+	Steps      []Step    `json:"steps,omitempty"`    // where the start-up time went
+	Paused     bool      `json:"paused,omitempty"`   // it stands still until it is resumed
+	Snapshot   string    `json:"snapshot,omitempty"` // id of the snapshot that it was at last: the parent of the next
+	From       string    `json:"from,omitempty"`     // the dormant machine that it wakes from when it is started next
+	Main       uint64    `json:"main,omitempty"`     // number of the process there that is its command; 0 starts Config.Args
 }
 
 // Step is one named part of starting up.

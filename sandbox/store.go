@@ -70,9 +70,17 @@ func lockPath(path string, how int) (*os.File, error) {
 	return f, nil
 }
 
-// Create writes the record of a new sandbox. It fills in the ID and the time, and fails if the name is taken.
-// writable makes the file of the writable layer at the path it is given; without it nothing is created.
-func (s *Store) Create(cfg Config, writable func(path string) error) (*Sandbox, error) {
+// Origin is what a new sandbox begins as.
+type Origin struct {
+	Writable func(path string) error // makes the file of the writable layer at that path
+	From     string                  // directory of the dormant machine that it wakes from; "" boots
+	Main     uint64                  // number of the process in From that is its command; 0 starts Config.Args
+	Snapshot string                  // id of the snapshot that From is of, if it is of one
+}
+
+// Create writes the record of a new sandbox. It fills in the ID and the time, and fails if the name is taken. When the
+// writable layer cannot be made, nothing is created.
+func (s *Store) Create(cfg Config, from Origin) (*Sandbox, error) {
 	if cfg.ID == "" {
 		cfg.ID = newID()
 	}
@@ -101,9 +109,9 @@ func (s *Store) Create(cfg Config, writable func(path string) error) (*Sandbox, 
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
-	err = writable(filepath.Join(tmp, writableFile))
+	err = from.Writable(filepath.Join(tmp, writableFile))
 	if err == nil {
-		err = sb.writeNew(tmp)
+		err = sb.writeNew(tmp, State{Status: Created, From: from.From, Main: from.Main, Snapshot: from.Snapshot})
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create sandbox: %w", err), os.RemoveAll(tmp))
@@ -112,11 +120,11 @@ func (s *Store) Create(cfg Config, writable func(path string) error) (*Sandbox, 
 }
 
 // writeNew fills the directory tmp and makes it the sandbox's.
-func (sb *Sandbox) writeNew(tmp string) error {
+func (sb *Sandbox) writeNew(tmp string, st State) error {
 	if err := writeJSON(filepath.Join(tmp, configFile), sb.Config); err != nil {
 		return err
 	}
-	if err := writeJSON(filepath.Join(tmp, stateFile), State{Status: Created}); err != nil {
+	if err := writeJSON(filepath.Join(tmp, stateFile), st); err != nil {
 		return err
 	}
 	return os.Rename(tmp, sb.dir)

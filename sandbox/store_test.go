@@ -61,11 +61,11 @@ func TestCreateFindRemove(t *testing.T) {
 	s := newStore(t)
 	cfg := valid()
 	cfg.Name = "web"
-	sb, err := s.Create(cfg, emptyLayer)
+	sb, err := s.Create(cfg, Origin{Writable: emptyLayer})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Create(cfg, emptyLayer); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "taken") {
+	if _, err := s.Create(cfg, Origin{Writable: emptyLayer}); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "taken") {
 		t.Errorf("a name is given twice: %v", err)
 	}
 	for _, ref := range []string{"web", sb.Config.ID, sb.Config.ID[:5]} {
@@ -99,7 +99,7 @@ func TestCreateFindRemove(t *testing.T) {
 func TestFailedLayerLeavesNothing(t *testing.T) {
 	s := newStore(t)
 	full := errors.New("disk full")
-	if _, err := s.Create(valid(), func(string) error { return full }); !errors.Is(err, full) {
+	if _, err := s.Create(valid(), Origin{Writable: func(string) error { return full }}); !errors.Is(err, full) {
 		t.Errorf("error %v", err)
 	}
 	entries, err := os.ReadDir(s.dir)
@@ -116,7 +116,7 @@ func TestFailedLayerLeavesNothing(t *testing.T) {
 // TestLostSupervisor is a sandbox whose supervisor was killed: nobody holds its lock, and it says it runs.
 func TestLostSupervisor(t *testing.T) {
 	s := newStore(t)
-	sb, err := s.Create(valid(), emptyLayer)
+	sb, err := s.Create(valid(), Origin{Writable: emptyLayer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestSweep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	sb, err := s.Create(valid(), emptyLayer)
+	sb, err := s.Create(valid(), Origin{Writable: emptyLayer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +183,7 @@ func TestTransitions(t *testing.T) {
 
 func TestOutputLogIsBounded(t *testing.T) {
 	s := newStore(t)
-	sb, err := s.Create(valid(), emptyLayer)
+	sb, err := s.Create(valid(), Origin{Writable: emptyLayer})
 	if err != nil {
 		t.Fatal(err)
 	}

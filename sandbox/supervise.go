@@ -50,8 +50,9 @@ func (sb *Sandbox) Supervise(ctx context.Context, host Host, s Streams, ready fu
 	if err := sb.dropGroup(); err != nil {
 		return Outcome{}, err
 	}
-	fresh := st.Status == Created
+	fresh, from, main := st.Status == Created, st.From, st.Main
 	st.move(Starting)
+	st.From, st.Main, st.Paused = "", 0, false
 	st.Supervisor, st.Started, st.Ended, st.Outcome, st.Steps = os.Getpid(), time.Now().UTC(), time.Time{}, Outcome{}, nil
 	if err := sb.writeState(st); err != nil {
 		return Outcome{}, err
@@ -60,7 +61,7 @@ func (sb *Sandbox) Supervise(ctx context.Context, host Host, s Streams, ready fu
 	if err != nil {
 		return Outcome{}, err
 	}
-	v := &supervisor{sb: sb, host: host, state: st, streams: s, fresh: fresh, clock: timing.Start(), ended: make(chan struct{})}
+	v := &supervisor{sb: sb, host: host, state: st, streams: s, fresh: fresh, from: from, main: main, clock: timing.Start(), ended: make(chan struct{})}
 	v.ctx, v.cancel = context.WithCancelCause(ctx)
 	go v.serve(clients)
 	v.outcome = v.run(ready)
@@ -91,20 +92,25 @@ func (v *supervisor) sayGoodbye() {
 type supervisor struct {
 	sb      *Sandbox
 	host    Host
-	state   State
+	stateMu sync.Mutex
+	state   State // Started never changes; the rest by note
 	streams Streams
 	clock   *timing.Clock
 
 	ctx    context.Context // the life of this start, not of a call: cancelled by kill, stop and the end
 	cancel context.CancelCauseFunc
 
-	fresh   bool // it has never been started: its writable layer is as it was made
+	fresh   bool   // it has never been started: its writable layer is as it was made
+	from    string // the dormant machine to wake from; "" boots
+	main    uint64 // number of the process there that is the command; 0 starts one
 	machine *machine
 	base    *os.File      // the memory that the machine woke with, for the next snapshot; nil if it booted
 	command commandHandle // the running command; see guest.go
 	hub     hub           // who watches the command's output
 
 	interrupts int // by the user at the terminal
+
+	standing sync.Mutex // one pause, resume or save at a time
 
 	outcome Outcome        // final once ended is closed
 	ended   chan struct{}  // closed when nothing of the machine is left and the record says so
@@ -126,9 +132,11 @@ func (v *supervisor) run(ready func()) (outcome Outcome) {
 		<-v.machine.done
 		v.cancel(errGone)
 	}()
-	v.state.move(Running)
-	v.state.VMM, v.state.Steps = v.machine.process.Pid, v.steps()
-	if err := v.sb.writeState(v.state); err != nil {
+	v.note(func(st *State) {
+		st.move(Running)
+		st.VMM, st.Steps = v.machine.process.Pid, v.steps()
+	})
+	if err := v.record(); err != nil {
 		return hostError(err)
 	}
 	outcome = v.runCommand(ready)
@@ -221,11 +229,27 @@ func (v *supervisor) steps() []Step {
 	return all
 }
 
+// note changes the record in memory.
+func (v *supervisor) note(change func(*State)) {
+	v.stateMu.Lock()
+	defer v.stateMu.Unlock()
+	change(&v.state)
+}
+
+// record writes the record down.
+func (v *supervisor) record() error {
+	v.stateMu.Lock()
+	defer v.stateMu.Unlock()
+	return v.sb.writeState(v.state)
+}
+
 // settle writes the end into the record.
 func (v *supervisor) settle(o Outcome) error {
-	v.state.move(Stopped)
-	v.state.Ended, v.state.Outcome, v.state.VMM, v.state.Supervisor = time.Now().UTC(), o, 0, 0
-	if err := v.sb.writeState(v.state); err != nil {
+	v.note(func(st *State) {
+		st.move(Stopped)
+		st.Ended, st.Outcome, st.VMM, st.Supervisor, st.Paused = time.Now().UTC(), o, 0, 0, false
+	})
+	if err := v.record(); err != nil {
 		return err
 	}
 	v.sb.lastSteps = v.state.Steps

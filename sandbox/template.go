@@ -107,17 +107,20 @@ func hostIdentity() (string, error) {
 	return text, nil
 }
 
-// Find returns the template of a sandbox and its key, nil when there is none.
-func (t *Templates) Find(cfg Config, host Host) (*snapshot.Dormant, string, error) {
+// owns reports whether dir is a template's.
+func (t *Templates) owns(dir string) bool { return filepath.Dir(dir) == filepath.Clean(t.dir) }
+
+// Find returns the template of a sandbox, nil when there is none.
+func (t *Templates) Find(cfg Config, host Host) (*snapshot.Dormant, error) {
 	key, err := t.key(cfg, host)
 	if err != nil {
-		return nil, "", fmt.Errorf("look for a template: %w", err)
+		return nil, fmt.Errorf("look for a template: %w", err)
 	}
 	d, err := t.open(key)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, key, nil
+		return nil, nil
 	}
-	return d, key, err
+	return d, err
 }
 
 func (t *Templates) open(key string) (*snapshot.Dormant, error) {

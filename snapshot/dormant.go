@@ -38,10 +38,11 @@ const (
 
 // Spec is the shape of a dormant machine.
 type Spec struct {
-	Version int   `json:"version"`
-	CPUs    int   `json:"cpus"`
-	Memory  int64 `json:"memory_bytes"`
-	Disk    int64 `json:"disk_bytes"` // of the writable layer
+	Version int    `json:"version"`
+	CPUs    int    `json:"cpus"`
+	Memory  int64  `json:"memory_bytes"`
+	Disk    int64  `json:"disk_bytes"`     // of the writable layer
+	Main    uint64 `json:"main,omitempty"` // number of the process in the guest that is the sandbox's command; 0 if none ran
 }
 
 // Dormant is a machine at rest in a directory. Its files never change. Any number of machines may wake from it at once.

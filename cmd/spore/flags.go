@@ -37,6 +37,7 @@ func sandboxFlags() []cli.Flag {
 		&cli.StringFlag{Name: "root-device", Usage: "how the guest sees the image: `block` or pmem (shares the host's page cache)", Value: string(sandbox.RootBlock)},
 		&cli.StringFlag{Name: "pull", Usage: "`missing`, always or never pull the image first", Value: "missing"},
 		&cli.StringFlag{Name: "kernel", Usage: "guest kernel `FILE`, a vmlinux or bzImage", EnvVars: []string{"SPORE_KERNEL"}, DefaultText: "Spore's own"},
+		&cli.StringFlag{Name: "from", Usage: "wake from `SNAPSHOT` instead of booting an image"},
 		&cli.BoolFlag{Name: "cold", Usage: "boot the guest instead of waking it from a template, and leave none", EnvVars: []string{"SPORE_COLD"}},
 		&cli.StringFlag{Name: "prepare", Usage: "run the shell command `CMD` in the template before it is taken; what it leaves in memory is there when the sandbox starts"},
 		withoutFlag(),
@@ -153,6 +154,15 @@ func environment(c *cli.Context, image rootfs.Image, tty bool) ([]string, error)
 // commandArgs is what follows the image, without the "--" that may stand between.
 func commandArgs(c *cli.Context) []string {
 	args := c.Args().Tail()
+	if len(args) > 0 && args[0] == "--" {
+		args = args[1:]
+	}
+	return args
+}
+
+// fromArgs is the command after run --from, where there is no image.
+func fromArgs(c *cli.Context) []string {
+	args := c.Args().Slice()
 	if len(args) > 0 && args[0] == "--" {
 		args = args[1:]
 	}

@@ -22,7 +22,8 @@ import (
 func runCommand() *cli.Command {
 	return &cli.Command{
 		Name: "run", Usage: "run a command in a new sandbox", ArgsUsage: "IMAGE [--] [CMD [ARG...]]", UseShortOptionHandling: true,
-		Description: "The exit code is the command's own; 124 after a timeout, 125 when Spore failed, 126 when the command\n" +
+		Description: "With --from there is no IMAGE: the sandbox goes on where the snapshot was taken, or runs CMD there.\n" +
+			"The exit code is the command's own; 124 after a timeout, 125 when Spore failed, 126 when the command\n" +
 			"cannot be invoked, 127 when it is not found, 128+N for signal N.",
 		Flags: append(sandboxFlags(),
 			rawFlag(),
@@ -52,6 +53,9 @@ func createCommand() *cli.Command {
 
 // prepareRun does what needs this machine's network and disk before the emulated host takes over.
 func prepareRun(c *cli.Context) error {
+	if c.IsSet("from") {
+		return nil
+	}
 	image, err := pull(c)
 	if err != nil {
 		return err
@@ -95,6 +99,9 @@ func pull(c *cli.Context) (rootfs.Image, error) {
 
 // create writes the record and the writable layer of a new sandbox.
 func create(c *cli.Context) (*sandbox.Sandbox, error) {
+	if c.IsSet("from") {
+		return createFrom(c, fromArgs(c))
+	}
 	image, err := pull(c)
 	if err != nil {
 		return nil, err
@@ -111,22 +118,21 @@ func create(c *cli.Context) (*sandbox.Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	writable := func(path string) error { return images.NewWritable(c.Context, path, cfg.Disk) }
+	origin := sandbox.Origin{Writable: func(path string) error { return images.NewWritable(c.Context, path, cfg.Disk) }}
 	if !cfg.Cold {
 		host, err := sandboxHost(c)
 		if err != nil {
 			return nil, err
 		}
-		from, key, err := host.Templates.Find(cfg, host)
+		from, err := host.Templates.Find(cfg, host)
 		if err != nil {
 			return nil, err
 		}
 		if from != nil {
-			cfg.Template = key
-			writable = func(path string) error { return from.NewDisk(c.Context, path) }
+			origin = sandbox.Origin{From: from.Dir(), Writable: func(path string) error { return from.NewDisk(c.Context, path) }}
 		}
 	}
-	return store.Create(cfg, writable)
+	return store.Create(cfg, origin)
 }
 
 // sandboxHost is what supervisors need of this machine: the files beside our binary, and the kernel.

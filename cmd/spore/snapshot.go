@@ -1,0 +1,305 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"spore/sandbox"
+	"spore/snapshot"
+)
+
+func snapshotCommand() *cli.Command {
+	return &cli.Command{
+		Name: "snapshot", Usage: "keep sandboxes as they are at a moment, memory included, and go back to it",
+		Description: "A snapshot is the state, the memory and the disk of a running sandbox. Snapshots form a tree: each knows the one\n" +
+			"that its sandbox was at before. They are signed, and verified before anything wakes from them.",
+		Subcommands: []*cli.Command{
+			{
+				Name: "take", Usage: "take a snapshot of a running or paused sandbox", ArgsUsage: "SANDBOX [NAME]", UseShortOptionHandling: true,
+				Flags: []cli.Flag{
+					&cli.BoolFlag{Name: "stop", Usage: "let the sandbox stand still while its memory is copied, instead of copying while it runs"},
+					&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"}, Usage: "attach `NAME=VALUE` to the snapshot"},
+					jsonFlag(),
+				},
+				Action: onSandboxHost(snapshotTake),
+			},
+			{
+				Name: "list", Aliases: []string{"ls"}, Usage: "list snapshots",
+				Flags:  []cli.Flag{&cli.BoolFlag{Name: "tree", Usage: "show which snapshot comes from which"}, jsonFlag()},
+				Action: onSandboxHost(snapshotList),
+			},
+			{Name: "inspect", Usage: "print all that is known of snapshots, as JSON", ArgsUsage: "SNAPSHOT...", Action: onSandboxHost(snapshotInspect)},
+			{
+				Name: "restore", Usage: "roll a named sandbox back to a snapshot and let it run on from there", ArgsUsage: "SANDBOX SNAPSHOT",
+				Action: onSandboxHost(snapshotRestore),
+			},
+			{
+				Name: "rm", Usage: "remove snapshots", ArgsUsage: "SNAPSHOT...",
+				Flags: []cli.Flag{
+					&cli.BoolFlag{Name: "children", Usage: "and all that were taken after them"},
+					&cli.BoolFlag{Name: "damaged", Usage: "remove a snapshot by its id whatever is in it"},
+				},
+				Action: onSandboxHost(snapshotRemove),
+			},
+			{Name: "verify", Usage: "compare snapshots with what was signed, byte for byte", ArgsUsage: "SNAPSHOT...", Action: onSandboxHost(snapshotVerify)},
+			{Name: "key", Usage: "print the public key that this installation signs with", Action: onSandboxHost(snapshotKey)},
+			{Name: "trust", Usage: "accept snapshots signed by another installation's key", ArgsUsage: "NAME PUBLIC-KEY", Action: onSandboxHost(snapshotTrust)},
+		},
+	}
+}
+
+// openSnapshots opens the store of snapshots, beside the sandboxes.
+func openSnapshots(c *cli.Context) (*snapshot.Store, error) {
+	keys := snapshot.OpenKeys(filepath.Join(stateDir(c), "keys"))
+	return snapshot.OpenStore(filepath.Join(stateDir(c), "snapshots"), keys)
+}
+
+// taken is what take --json prints.
+type taken struct {
+	*snapshot.Manifest
+	Saved sandbox.Saved `json:"saved"`
+	Bytes int64         `json:"bytes"` // on the disk
+}
+
+func snapshotTake(c *cli.Context) error {
+	sb, err := find(c)
+	if err != nil {
+		return err
+	}
+	labels, err := parseLabels(c.StringSlice("label"))
+	if err != nil {
+		return err
+	}
+	store, err := openSnapshots(c)
+	if err != nil {
+		return err
+	}
+	st, err := sb.State()
+	if err != nil {
+		return err
+	}
+	m := snapshot.Manifest{Name: c.Args().Get(1), Sandbox: sb.Config.ID, Labels: labels}
+	if _, err := store.Find(st.Snapshot); err == nil {
+		m.Parent = st.Snapshot // or it has been removed
+	}
+	if m.Origin, err = json.Marshal(sb.Config); err != nil {
+		return err
+	}
+	pending, err := store.Begin()
+	if err != nil {
+		return err
+	}
+	defer pending.Discard()
+	saved, err := sb.Save(c.Context, pending.Dir, !c.Bool("stop"))
+	if err != nil {
+		return err
+	}
+	added, err := pending.Add(c.Context, m)
+	if err != nil {
+		return err
+	}
+	if err := sb.At(c.Context, added.ID); err != nil && !ended(err) {
+		return err
+	}
+	size, err := store.Size(added)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, taken{added, saved, size})
+	}
+	_, err = fmt.Fprintln(c.App.Writer, added.ID)
+	return err
+}
+
+// listedSnapshot is one snapshot in the output of list.
+type listedSnapshot struct {
+	*snapshot.Manifest
+	Bytes int64 `json:"bytes"` // on the disk
+}
+
+func snapshotList(c *cli.Context) error {
+	store, err := openSnapshots(c)
+	if err != nil {
+		return err
+	}
+	all, err := store.List()
+	if err != nil {
+		return err
+	}
+	rows := []listedSnapshot{}
+	for _, m := range all {
+		size, err := store.Size(m)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		rows = append(rows, listedSnapshot{m, size})
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, rows)
+	}
+	w := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "SNAPSHOT\tNAME\tPARENT\tSANDBOX\tTAKEN\tSIZE")
+	if c.Bool("tree") {
+		printTree(w, rows, "", 0)
+	} else {
+		for _, r := range rows {
+			printSnapshot(w, r, 0)
+		}
+	}
+	return w.Flush()
+}
+
+// printTree prints the snapshots with that parent, each followed by its own children.
+func printTree(w io.Writer, rows []listedSnapshot, parent string, depth int) {
+	for _, r := range rows {
+		if r.Parent == parent {
+			printSnapshot(w, r, depth)
+			printTree(w, rows, r.ID, depth+1)
+		}
+	}
+}
+
+func printSnapshot(w io.Writer, r listedSnapshot, depth int) {
+	fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\t%s\n", strings.Repeat("  ", depth), r.ID, r.Name, r.Parent, r.Sandbox, since(r.Created), formatSize(r.Bytes))
+}
+
+// eachSnapshot does something to every snapshot named.
+func eachSnapshot(c *cli.Context, do func(context.Context, *snapshot.Store, *snapshot.Manifest) error) error {
+	if c.NArg() == 0 {
+		return usagef(c, "name a snapshot")
+	}
+	store, err := openSnapshots(c)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, ref := range c.Args().Slice() {
+		m, err := store.Find(ref)
+		if err == nil {
+			err = do(c.Context, store, m)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func snapshotInspect(c *cli.Context) error {
+	found := []*snapshot.Manifest{}
+	err := eachSnapshot(c, func(_ context.Context, _ *snapshot.Store, m *snapshot.Manifest) error {
+		found = append(found, m)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return printJSON(c.App.Writer, found)
+}
+
+func snapshotVerify(c *cli.Context) error {
+	return eachSnapshot(c, func(ctx context.Context, s *snapshot.Store, m *snapshot.Manifest) error {
+		if err := s.Verify(ctx, m); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintln(c.App.Writer, m.Ref(), "is what was signed")
+		return err
+	})
+}
+
+func snapshotRemove(c *cli.Context) error {
+	if c.Bool("damaged") {
+		store, err := openSnapshots(c)
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for _, id := range c.Args().Slice() {
+			errs = append(errs, store.RemoveDamaged(id))
+		}
+		return errors.Join(errs...)
+	}
+	return eachSnapshot(c, func(_ context.Context, s *snapshot.Store, m *snapshot.Manifest) error {
+		gone, err := s.Remove(m, c.Bool("children"))
+		for _, g := range gone {
+			fmt.Fprintln(c.App.Writer, g.ID)
+		}
+		return err
+	})
+}
+
+func snapshotRestore(c *cli.Context) error {
+	if c.NArg() != 2 {
+		return usagef(c, "name a sandbox and a snapshot")
+	}
+	sb, err := find(c)
+	if err != nil {
+		return err
+	}
+	if sb.Config.Ephemeral() {
+		return fmt.Errorf("sandbox %s has no name and is gone when it ends: make another of the snapshot with 'spore run --from %s'", sb.Ref(), c.Args().Get(1))
+	}
+	store, err := openSnapshots(c)
+	if err != nil {
+		return err
+	}
+	m, err := store.Find(c.Args().Get(1))
+	if err != nil {
+		return err
+	}
+	from, err := store.Admit(c.Context, m)
+	if err != nil {
+		return err
+	}
+	host, err := sandboxHost(c)
+	if err != nil {
+		return err
+	}
+	if err := sb.Kill(c.Context); err != nil && !ended(err) {
+		return err
+	}
+	if err := sb.Rewind(c.Context, from, m.ID); err != nil {
+		return err
+	}
+	return startSupervisor(c, sb, host)
+}
+
+func snapshotKey(c *cli.Context) error {
+	store, err := openSnapshots(c)
+	if err != nil {
+		return err
+	}
+	public, err := store.Keys().Public()
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(c.App.Writer, public)
+	return err
+}
+
+func snapshotTrust(c *cli.Context) error {
+	if c.NArg() != 2 {
+		return usagef(c, "give the key a name, and the key that 'spore snapshot key' printed there")
+	}
+	store, err := openSnapshots(c)
+	if err != nil {
+		return err
+	}
+	return store.Keys().Trust(c.Args().Get(0), c.Args().Get(1))
+}
+
+// imageThere looks whether the image that a woken guest has its files from is still there.
+func imageThere(cfg sandbox.Config) error {
+	if _, err := os.Stat(cfg.ImagePath); err != nil {
+		return fmt.Errorf("the snapshot's image %s (%.19s) is not in the store any more: 'spore image pull %s'", cfg.Image, cfg.ImageDigest, cfg.Image)
+	}
+	return nil
+}

@@ -1,0 +1,145 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// A snapshot is verified once, when it is admitted, and not when something wakes from it: hashing takes longer than
+// waking. What was verified is remembered by inode, size and times of each file. Times of change cannot be set by whoever
+// can write the files, and the record is authenticated with the installation's key; a file that is not as it was is
+// verified again.
+type admitted struct {
+	Manifest string                  `json:"manifest"` // hash of it
+	Files    map[string]fileIdentity `json:"files"`
+	MAC      string                  `json:"mac,omitempty"`
+}
+
+type fileIdentity struct {
+	Device, Inode     uint64
+	Size              int64
+	Mtime, MtimeNanos int64
+	Ctime, CtimeNanos int64
+}
+
+func identify(path string) (fileIdentity, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return fileIdentity{}, &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	return fileIdentity{
+		Device: st.Dev, Inode: st.Ino, Size: st.Size, Mtime: st.Mtim.Sec, MtimeNanos: st.Mtim.Nsec, Ctime: st.Ctim.Sec, CtimeNanos: st.Ctim.Nsec,
+	}, nil
+}
+
+// current is the record of the files as they are now, without its MAC.
+func current(dir string) (*admitted, error) {
+	manifest, err := readBounded(filepath.Join(dir, manifestFile), maxManifest)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(manifest)
+	a := &admitted{Manifest: hex.EncodeToString(sum[:]), Files: map[string]fileIdentity{}}
+	for _, name := range parts {
+		if a.Files[name], err = identify(filepath.Join(dir, name)); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+// seal authenticates the record.
+func (a *admitted) seal(k *Keys) ([]byte, error) {
+	private, err := k.own()
+	if err != nil {
+		return nil, err
+	}
+	a.MAC = ""
+	b, err := json.Marshal(a)
+	if err != nil {
+		return nil, err
+	}
+	key := sha256.Sum256(append([]byte("spore admitted snapshot\x00"), private.Seed()...))
+	mac := hmac.New(sha256.New, key[:])
+	mac.Write(b)
+	a.MAC = hex.EncodeToString(mac.Sum(nil))
+	return json.Marshal(a)
+}
+
+// isAdmitted reports whether the snapshot in dir is what was verified.
+func isAdmitted(dir string, k *Keys) bool {
+	have, err := readBounded(filepath.Join(dir, admittedFile), maxManifest)
+	if err != nil {
+		return false
+	}
+	now, err := current(dir)
+	if err != nil {
+		return false
+	}
+	want, err := now.seal(k)
+	return err == nil && hmac.Equal(bytes.TrimSpace(have), want)
+}
+
+// admit records that the snapshot in dir has been verified.
+func admit(dir string, k *Keys) error {
+	now, err := current(dir)
+	if err != nil {
+		return err
+	}
+	b, err := now.seal(k)
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(dir, admittedFile+".tmp")
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(dir, admittedFile))
+}
+
+// Admit makes a snapshot ready to wake: it verifies it, unless nothing has touched it since that was done last.
+func (s *Store) Admit(ctx context.Context, m *Manifest) (*Dormant, error) {
+	dir := s.path(m.ID)
+	d := &Dormant{Spec: m.Spec, dir: dir}
+	if isAdmitted(dir, s.keys) {
+		return d, nil
+	}
+	// The record is of the files as they were before they are read: a change meanwhile shows the next time.
+	before, err := current(dir)
+	if err != nil {
+		return nil, fmt.Errorf("admit snapshot %s: %w: %w", m.Ref(), ErrDamaged, err)
+	}
+	if err := m.verify(ctx, d); err != nil {
+		return nil, fmt.Errorf("admit snapshot %s: %w", m.Ref(), err)
+	}
+	after, err := current(dir)
+	if err != nil {
+		return nil, fmt.Errorf("admit snapshot %s: %w", m.Ref(), err)
+	}
+	for name, id := range before.Files {
+		if after.Files[name] != id {
+			return nil, fmt.Errorf("admit snapshot %s: %w: %s changes while it is verified", m.Ref(), ErrDamaged, name)
+		}
+	}
+	if err := admit(dir, s.keys); err != nil {
+		return nil, fmt.Errorf("admit snapshot %s: %w", m.Ref(), err)
+	}
+	return d, nil
+}
+
+// Verify compares everything with what was signed, whatever is remembered of an earlier time.
+func (s *Store) Verify(ctx context.Context, m *Manifest) error {
+	if err := m.verify(ctx, &Dormant{Spec: m.Spec, dir: s.path(m.ID)}); err != nil {
+		return fmt.Errorf("snapshot %s: %w", m.Ref(), err)
+	}
+	return nil
+}
