@@ -55,6 +55,7 @@ type Machine struct {
 
 	balloon   *balloon.Device // nil without one
 	serialIRQ *os.File        // nil without a UART
+	filled    pageSet         // blocks of memory that the snapshot has, in the order of its file
 	changed   []pageSet       // by region of RAM, a bit for each page that is not the snapshot's any more; nil for a machine that was booted
 
 	confine func() error // for the thread of each vCPU; nil is none
@@ -124,7 +125,10 @@ func (m *Machine) building() []step {
 }
 
 func (m *Machine) makeMemory(env Env) (err error) {
-	m.ram, err = newRAM(&m.cfg, env)
+	if m.saved != nil {
+		m.filled = m.saved.Blocks
+	}
+	m.ram, err = newRAM(&m.cfg, env, m.filled)
 	return err
 }
 

@@ -3,6 +3,7 @@ package vmm
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -10,6 +11,7 @@ import (
 	"spore/kvm"
 	"spore/vmm/api"
 	"spore/vmm/boot"
+	"spore/vmm/snapshot"
 )
 
 // ram is the guest's memory: RAM as devices see it, and the pmem ranges that only the guest sees.
@@ -25,14 +27,14 @@ type ram struct {
 const pmemAlign = 128 << 20
 
 // newRAM maps everything a guest of this configuration can touch. Slots are not set yet.
-func newRAM(cfg *api.Config, env Env) (_ *ram, err error) {
+func newRAM(cfg *api.Config, env Env, filled pageSet) (_ *ram, err error) {
 	r := &ram{layout: boot.RAM(uint64(cfg.Memory))}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.close())
 		}
 	}()
-	if err := r.mapRegions(cfg, env); err != nil {
+	if err := r.mapRegions(cfg, env, filled); err != nil {
 		return r, err
 	}
 	if err := r.mapPmem(cfg, env); err != nil {
@@ -43,7 +45,7 @@ func newRAM(cfg *api.Config, env Env) (_ *ram, err error) {
 
 // mapRegions makes the RAM: empty, or what a snapshot's memory file has, of which pages are read when they are touched
 // and copied when they are written. Then it is also noted who writes what, for the next snapshot.
-func (r *ram) mapRegions(cfg *api.Config, env Env) (err error) {
+func (r *ram) mapRegions(cfg *api.Config, env Env, filled pageSet) (err error) {
 	var regions []guestmem.Region
 	var offset int64
 	for _, l := range r.layout {
@@ -52,13 +54,13 @@ func (r *ram) mapRegions(cfg *api.Config, env Env) (err error) {
 			return err
 		}
 		r.mappings = append(r.mappings, m)
-		if cfg.Restore != nil {
-			err = overlay(m.bytes, env.Files[cfg.Restore.Memory], offset, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
-		} else if err = unix.Madvise(m.bytes, unix.MADV_HUGEPAGE); errors.Is(err, unix.EINVAL) {
-			err = nil // a kernel without huge pages
+		if err = unix.Madvise(m.bytes, unix.MADV_HUGEPAGE); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("advise huge pages for RAM at %#x: %w", l.Base, err) // EINVAL: a kernel without them
 		}
-		if err != nil {
-			return fmt.Errorf("prepare RAM at %#x: %w", l.Base, err)
+		if cfg.Restore != nil {
+			if err := mapBlocks(m.bytes, env.Files[cfg.Restore.Memory], offset, filled); err != nil {
+				return fmt.Errorf("map RAM at %#x: %w", l.Base, err)
+			}
 		}
 		regions = append(regions, guestmem.Region{Base: l.Base, Host: m.bytes, Offset: offset})
 		offset += int64(l.Size)
@@ -68,6 +70,24 @@ func (r *ram) mapRegions(cfg *api.Config, env Env) (err error) {
 		r.mem.LogWrites()
 	}
 	return err
+}
+
+// mapBlocks maps the blocks of a memory file that are filled over the part of RAM that begins at off in it. The holes stay
+// memory of our own: to map them would only let the file grow by every page that a guest touches there.
+func mapBlocks(ram []byte, f *os.File, off int64, filled pageSet) error {
+	from, upto := int(off/snapshot.BlockSize), int((off+int64(len(ram)))/snapshot.BlockSize)
+	for {
+		first, count := filled.run(from, upto-from)
+		if count == 0 || first >= upto {
+			return nil
+		}
+		from = min(first+count, upto)
+		at := int64(first)*snapshot.BlockSize - off
+		b := ram[at : at+int64(from-first)*snapshot.BlockSize]
+		if err := overlay(b, f, off+at, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE); err != nil {
+			return err
+		}
+	}
 }
 
 // mapPmem puts the pmem files above the RAM.

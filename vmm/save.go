@@ -29,9 +29,11 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live boo
 		return saved, errors.New("save machine: its debug console cannot be saved: run it without --debug-console")
 	}
 	saved.Changes = m.changed != nil
+	blocks := make(pageSet, snapshot.BlockWords(m.cfg.Memory)) // of the memory file, once the changes are put on what it woke with
+	copy(blocks, m.filled)
 	if live && saved.Changes && m.state == Running {
 		for pass := range livePasses {
-			n, err := m.copyChanged(ctx, memory, pass == 0)
+			n, err := m.copyChanged(ctx, memory, blocks, pass == 0)
 			if err != nil {
 				return saved, fmt.Errorf("save machine: %w", err)
 			}
@@ -52,14 +54,14 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live boo
 		return saved, fmt.Errorf("save machine: %w", err)
 	}
 	if saved.Changes {
-		saved.During, err = m.copyChanged(ctx, memory, saved.Before == 0)
+		saved.During, err = m.copyChanged(ctx, memory, blocks, saved.Before == 0)
 	} else {
-		saved.During, err = m.copyTouched(ctx, memory)
+		saved.During, err = m.copyTouched(ctx, memory, blocks)
 	}
 	if err != nil {
 		return saved, fmt.Errorf("save machine: %w", err)
 	}
-	state, err := m.gather()
+	state, err := m.gather(blocks)
 	if err != nil {
 		return saved, fmt.Errorf("save machine: %w", err)
 	}
@@ -74,8 +76,8 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live boo
 const livePasses = 2
 
 // gather reads the state of a paused machine.
-func (m *Machine) gather() ([]byte, error) {
-	s := &snapshot.State{Memory: m.cfg.Memory, TSCKHz: m.tscKHz}
+func (m *Machine) gather(blocks pageSet) ([]byte, error) {
+	s := &snapshot.State{Memory: m.cfg.Memory, TSCKHz: m.tscKHz, Blocks: blocks}
 	for _, c := range m.cpus {
 		v, err := saveVCPU(c.kvm)
 		if err != nil {
@@ -110,7 +112,7 @@ func (m *Machine) gather() ([]byte, error) {
 // copyChanged writes the pages of a machine that woke which are not the snapshot's any more: on a save's first pass all
 // of them, on later passes those that were written since the last. What is written from now on is for the next pass, or
 // the next save.
-func (m *Machine) copyChanged(ctx context.Context, to *os.File, first bool) (n int64, err error) {
+func (m *Machine) copyChanged(ctx context.Context, to *os.File, blocks pageSet, first bool) (n int64, err error) {
 	for i, r := range m.ram.mem.Regions() {
 		pages := make(pageSet, guestmem.Words(len(r.Host)))
 		if err := m.vm.DirtyLog(uint32(i), pages); err != nil {
@@ -123,7 +125,7 @@ func (m *Machine) copyChanged(ctx context.Context, to *os.File, first bool) (n i
 		if first {
 			pages = m.changed[i]
 		}
-		k, err := copyPages(ctx, to, r, pages)
+		k, err := copyPages(ctx, to, r, pages, blocks)
 		n += k
 		if err != nil {
 			return n, err
@@ -133,7 +135,7 @@ func (m *Machine) copyChanged(ctx context.Context, to *os.File, first bool) (n i
 }
 
 // copyTouched writes every page that is not zero, as one that the guest never touched is.
-func (m *Machine) copyTouched(ctx context.Context, to *os.File) (n int64, err error) {
+func (m *Machine) copyTouched(ctx context.Context, to *os.File, blocks pageSet) (n int64, err error) {
 	for _, r := range m.ram.mem.Regions() {
 		pages := make(pageSet, guestmem.Words(len(r.Host)))
 		for at := 0; at < len(r.Host); at += guestmem.PageSize {
@@ -141,7 +143,7 @@ func (m *Machine) copyTouched(ctx context.Context, to *os.File) (n int64, err er
 				pages.add(at / guestmem.PageSize)
 			}
 		}
-		k, err := copyPages(ctx, to, r, pages)
+		k, err := copyPages(ctx, to, r, pages, blocks)
 		n += k
 		if err != nil {
 			return n, err
@@ -155,8 +157,8 @@ var zeroPage [guestmem.PageSize]byte
 // maxRun bounds one write, in pages.
 const maxRun = 256
 
-// copyPages writes the pages of a region that are in the set, neighbours in one go.
-func copyPages(ctx context.Context, to *os.File, r guestmem.Region, pages pageSet) (n int64, err error) {
+// copyPages writes the pages of a region that are in the set, neighbours in one go, and adds their blocks to the others.
+func copyPages(ctx context.Context, to *os.File, r guestmem.Region, pages, blocks pageSet) (n int64, err error) {
 	for first, count := pages.run(0, maxRun); count > 0; first, count = pages.run(first+count, maxRun) {
 		if ctx.Err() != nil {
 			return n, context.Cause(ctx)
@@ -167,6 +169,10 @@ func copyPages(ctx context.Context, to *os.File, r guestmem.Region, pages pageSe
 			return n, fmt.Errorf("memory: %w", err)
 		}
 		n += int64(len(b))
+		at := r.Offset + int64(from)
+		for block := at / snapshot.BlockSize; block*snapshot.BlockSize < at+int64(len(b)); block++ {
+			blocks.add(int(block))
+		}
 	}
 	return n, nil
 }

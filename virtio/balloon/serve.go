@@ -162,6 +162,7 @@ func (s *server) deflate(c *queue.Chain) bool {
 
 // report gives the ranges back that the guest says are free: the chain's buffers, virtio 1.2 §5.5.6.7.
 func (s *server) report(c *queue.Chain) bool {
+	c.Untouched()
 	for _, b := range c.Writable {
 		at, ok := address(s.mem, b)
 		r := span{(at + PageSize - 1) &^ (PageSize - 1), (at + uint64(len(b))) &^ (PageSize - 1)}

@@ -34,6 +34,10 @@ func (c *Chain) reset(head uint16) {
 	*c = Chain{Head: head, Readable: c.Readable[:0], Writable: c.Writable[:0], places: c.places[:0]}
 }
 
+// Untouched says that the device writes nothing to the writable buffers: a device to which they are no place to write to, but
+// what the request is about.
+func (c *Chain) Untouched() { c.places = c.places[:0] }
+
 // ReadableLen is the number of bytes the device may read, at most 2^32-1.
 func (c *Chain) ReadableLen() uint64 { return c.readable }
 

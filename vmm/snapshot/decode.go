@@ -88,6 +88,13 @@ func (d *decoder) state() *State {
 		d.fail("%d vCPUs and %d devices, at most %d and %d", vcpus, devices, MaxVCPUs, MaxDevices)
 		return s
 	}
+	if s.Memory < 0 || s.Memory > MaxMemory {
+		d.fail("%d bytes of memory", s.Memory)
+		return s
+	}
+	for b := d.section(tagBlocks, 8*BlockWords(s.Memory)); len(b) > 0; b = b[8:] {
+		s.Blocks = append(s.Blocks, le.Uint64(b))
+	}
 	for i := range s.Chips {
 		fixed(d, tagChip, &s.Chips[i])
 	}

@@ -16,6 +16,7 @@ type tag uint32
 // the machine section says.
 const (
 	tagMachine tag = iota + 1
+	tagBlocks
 	tagChip
 	tagClock
 	tagMP
@@ -53,6 +54,11 @@ func Encode(s *State) ([]byte, error) {
 	m = le.AppendUint32(m, uint32(len(s.VCPUs)))
 	m = le.AppendUint32(m, uint32(len(s.Devices)))
 	b = section(b, tagMachine, m)
+	blocks := make([]byte, 0, 8*len(s.Blocks))
+	for _, w := range s.Blocks {
+		blocks = le.AppendUint64(blocks, w)
+	}
+	b = section(b, tagBlocks, blocks)
 	for i := range s.Chips {
 		b = section(b, tagChip, kvm.Bytes(&s.Chips[i]))
 	}
@@ -102,8 +108,10 @@ func (v *VCPU) append(b []byte) []byte {
 // check reports the first thing in s that is out of bounds.
 func (s *State) check() error {
 	switch {
-	case s.Memory <= 0:
+	case s.Memory <= 0 || s.Memory > MaxMemory || s.Memory%BlockSize != 0:
 		return fmt.Errorf("%w: %d bytes of memory", ErrFormat, s.Memory)
+	case len(s.Blocks) != BlockWords(s.Memory):
+		return fmt.Errorf("%w: %d words for the blocks of %d bytes of memory", ErrFormat, len(s.Blocks), s.Memory)
 	case len(s.VCPUs) < 1 || len(s.VCPUs) > MaxVCPUs:
 		return fmt.Errorf("%w: %d vCPUs, want 1 to %d", ErrFormat, len(s.VCPUs), MaxVCPUs)
 	case len(s.Devices) > MaxDevices:

@@ -22,6 +22,7 @@ const (
 // Bounds of a state file. They hold before anything is allocated.
 const (
 	MaxSize    = 2 << 20 // bytes
+	MaxMemory  = 1 << 40 // bytes
 	MaxVCPUs   = 16
 	MaxDevices = 32
 	MaxMSRs    = 256
@@ -62,4 +63,14 @@ type State struct {
 	Chips   [chips]kvm.IRQChip // by kvm.IRQChip.ID
 	Clock   kvm.Clock
 	Devices []Device // in the order of their addresses
+
+	// Blocks has a bit for each BlockSize of the memory file, set where there is anything but a hole. What is a hole need
+	// not be mapped from the file when the machine wakes.
+	Blocks []uint64
 }
+
+// BlockSize is what a bit of State.Blocks stands for, in bytes.
+const BlockSize = 2 << 20
+
+// BlockWords is how many words State.Blocks has for that much memory.
+func BlockWords(memory int64) int { return int((memory/BlockSize + 63) / 64) }
