@@ -24,6 +24,7 @@ var cmdline = guest.Cmdline()
 type settings struct {
 	bin, out, scratch string
 	boots, repeats    int
+	wakes             int
 	only              string // the part to measure; "" is all
 	ours              files  // Spore's kernel and agent
 	cloud             files  // Debian's cloud kernel, with modules and the same agent
@@ -35,8 +36,9 @@ func main() {
 	flag.StringVar(&s.out, "out", "bench/results", "`directory` for the results")
 	flag.StringVar(&s.scratch, "scratch", "", "`directory` for disks; default a temporary one")
 	flag.IntVar(&s.boots, "boots", 20, "boots of each kind")
+	flag.IntVar(&s.wakes, "wakes", 1000, "wakes of a bare-metal guest of each kind")
 	flag.IntVar(&s.repeats, "repeats", 3, "runs of each fio job")
-	flag.StringVar(&s.only, "only", "", "measure only this `part`: boot, own, block or calls")
+	flag.StringVar(&s.only, "only", "", "measure only this `part`: wake, boot, own, block or calls")
 	flag.StringVar(&s.ours.kernel, "kernel", "", "our vmlinux")
 	flag.StringVar(&s.ours.image, "image", "", "an EROFS image with fio")
 	flag.StringVar(&s.ours.writable, "writable", "", "an empty ext4 file, copied for each guest")
@@ -64,7 +66,7 @@ func run(s settings) error {
 	for _, part := range []struct {
 		name string
 		do   func(settings, *results) error
-	}{{"boot", measureBoot}, {"own", measureOwn}, {"block", measureBlock}, {"calls", measureCalls}} {
+	}{{"wake", measureWake}, {"boot", measureBoot}, {"own", measureOwn}, {"block", measureBlock}, {"calls", measureCalls}} {
 		if s.only != "" && s.only != part.name {
 			continue
 		}

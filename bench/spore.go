@@ -13,6 +13,7 @@ import (
 
 	"spore/agent"
 	"spore/internal/wire"
+	"spore/jailer"
 	"spore/sandbox"
 	"spore/sandbox/broker"
 	"spore/vmm/api"
@@ -24,6 +25,8 @@ type files struct {
 	image, writable        string // "" is none
 	scratch                string // a raw disk for fio, vdc; "" is none
 	console                string // where the guest's console goes; "" is nowhere
+	state, memory          string // a snapshot to wake from, in place of the kernel; "" boots
+	without                []jailer.Layer
 }
 
 // machine is a running guest of either kind.
@@ -55,10 +58,17 @@ func openAll(c *api.Config, f files, test bool, open func(string, int) (api.File
 		return g
 	}
 	must("/dev/kvm", os.O_RDWR) // api.KVMFile
-	c.Boot.Kernel = must(f.kernel, os.O_RDONLY)
+	if f.state != "" {
+		c.Boot.Kernel = api.NoFile
+		c.Restore = &api.Restore{State: must(f.state, os.O_RDONLY), Memory: must(f.memory, os.O_RDONLY)}
+	} else {
+		c.Boot.Kernel = must(f.kernel, os.O_RDONLY)
+	}
 	if !test {
 		c.Entropy = must("/dev/urandom", os.O_RDONLY)
-		c.Boot.Initrd = must(f.initramfs, os.O_RDONLY)
+		if f.state == "" {
+			c.Boot.Initrd = must(f.initramfs, os.O_RDONLY)
+		}
 	}
 	if f.image != "" {
 		c.Disks = append(c.Disks, api.Disk{File: must(f.image, os.O_RDONLY), ReadOnly: true, ID: "image"},
@@ -120,7 +130,8 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 		return nil, err
 	}
 	m.process, err = sandbox.Jail{
-		VMM: f.vmm, ID: fmt.Sprintf("bench-%d", os.Getpid()), Files: list, CPUs: 1, Memory: memory, Disk: 1 << 30, Disks: filepath.Dir(f.kernel),
+		VMM: f.vmm, ID: fmt.Sprintf("bench-%d", os.Getpid()), Files: list, CPUs: 1, Memory: memory, Disk: 1 << 30, Disks: filepath.Dir(f.vmm),
+		Without: f.without,
 	}.Start()
 	return m, err
 }

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spore/internal/wire"
+	"spore/jailer"
+	"spore/jailer/cgroup"
+	"spore/vmm/api"
+)
+
+// flagAt is the word that the bare-metal guest waits for, in the block of memory that it is in itself: others are not in its snapshot.
+const flagAt = 0x180000
+
+// flatWait is a bare-metal guest that says that it is there and then waits until the word at flagAt is not 0. What it does
+// next is what ends flatReset: so a snapshot of it, with the word changed, ends with its first instructions.
+func flatWait() []byte {
+	code := []byte{0xbb}                                  // mov ebx, flagAt
+	code = binary.LittleEndian.AppendUint32(code, flagAt) //
+	code = append(code, 0x83, 0x3b, 0x00, 0x74, 0xfb)     // again: cmp dword [rbx], 0; je again
+	return append(code, flatReset...)
+}
+
+// dormant is a snapshot of a bare-metal guest.
+type dormant struct{ state, memory string }
+
+// putToSleep saves a waiting guest with that much memory, and sets its flag.
+func putToSleep(s settings, memory int64, without []jailer.Layer) (d dormant, err error) {
+	flat := filepath.Join(s.scratch, "flat-wait")
+	if err := os.WriteFile(flat, flatWait(), 0o644); err != nil {
+		return d, err
+	}
+	m, err := startSpore(files{vmm: s.ours.vmm, kernel: flat, without: without}, memory, true)
+	if err != nil {
+		return d, err
+	}
+	defer m.stop()
+	if _, err := m.started(runLimit); err != nil {
+		return d, err
+	}
+	d = dormant{filepath.Join(s.scratch, fmt.Sprintf("state-%d", memory>>20)), filepath.Join(s.scratch, fmt.Sprintf("memory-%d", memory>>20))}
+	var out []*os.File
+	for _, path := range []string{d.state, d.memory} {
+		f, err := os.Create(path)
+		if err != nil {
+			return d, err
+		}
+		defer f.Close()
+		out = append(out, f)
+	}
+	if err := m.save(out); err != nil {
+		return d, err
+	}
+	if err := out[1].Truncate(memory); err != nil {
+		return d, err
+	}
+	_, err = out[1].WriteAt([]byte{1}, flagAt)
+	return d, err
+}
+
+// save asks the machine for a snapshot into two files.
+func (m *sporeMachine) save(out []*os.File) error {
+	frame := &frameWriter{}
+	if err := wire.Write(frame, api.Request{ID: 1, Op: api.OpSave}); err != nil {
+		return err
+	}
+	raw, err := m.control.SyscallConn()
+	if err != nil {
+		return err
+	}
+	rights := unix.UnixRights(int(out[0].Fd()), int(out[1].Fd()))
+	var inner error
+	if err := raw.Control(func(fd uintptr) { inner = unix.Sendmsg(int(fd), frame.b, rights, nil, 0) }); err != nil || inner != nil {
+		return errors.Join(err, inner)
+	}
+	var msg api.Message
+	m.control.SetReadDeadline(time.Now().Add(runLimit))
+	if err := wire.Read(m.control, &msg); err != nil {
+		return err
+	}
+	if msg.Reply == nil || msg.Reply.Error != "" {
+		return fmt.Errorf("save: %+v", msg)
+	}
+	return nil
+}
+
+type frameWriter struct{ b []byte }
+
+func (w *frameWriter) Write(p []byte) (int, error) { w.b = append(w.b, p...); return len(p), nil }
+
+// started waits until the machine is about to run and returns where its start-up time went.
+func (m *sporeMachine) started(limit time.Duration) ([]api.Step, error) {
+	m.control.SetReadDeadline(time.Now().Add(limit))
+	var msg api.Message
+	if err := wire.Read(m.control, &msg); err != nil {
+		return nil, fmt.Errorf("wait for the start: %w", err)
+	}
+	if msg.Event == nil || msg.Event.Kind != api.EventStarted {
+		return nil, fmt.Errorf("wait for the start: got %+v", msg.Event)
+	}
+	return msg.Event.Steps, nil
+}
+
+// stamps are the times of one wake, in milliseconds since the request.
+type stamps struct {
+	process, running, first, returned float64
+	steps                             []api.Step // of the VMM
+}
+
+// wakeOnce wakes a bare-metal guest in a fresh jailed process. Its first instructions end it, and the end is taken for them.
+func wakeOnce(f files, memory int64) (s stamps, err error) {
+	began := time.Now()
+	since := func() float64 { return float64(time.Since(began).Nanoseconds()) / 1e6 }
+	m, err := startSpore(f, memory, true)
+	if err != nil {
+		return s, err
+	}
+	defer func() { m.stop(); s.returned = since() }()
+	s.process = since()
+	if s.steps, err = m.started(runLimit); err != nil {
+		return s, err
+	}
+	s.running = since()
+	_, err = m.ended(runLimit)
+	s.first = since()
+	return s, err
+}
+
+// here is where this runs, for the table.
+func here() string {
+	if b, err := os.ReadFile("/sys/module/kvm_pvm/refcnt"); err == nil && len(b) > 0 {
+		return "native (PVM)"
+	}
+	return "native"
+}
+
+// noCgroup is what has to be left out of the jail where there is no cgroup v2 to be had.
+func noCgroup() []jailer.Layer {
+	if _, err := cgroup.Root(); err != nil {
+		return []jailer.Layer{jailer.Cgroup}
+	}
+	return nil
+}
+
+// measureWake times t0 → t3 of a bare-metal guest of 128 MiB: request → first guest instruction that exits.
+func measureWake(s settings, r *results) error {
+	without := noCgroup()
+	d, err := putToSleep(s, bootMemory, without)
+	if err != nil {
+		return fmt.Errorf("put to sleep: %w", err)
+	}
+	f := files{vmm: s.ours.vmm, state: d.state, memory: d.memory, without: without}
+	var process, running, first, returned []float64
+	steps := map[string][]float64{}
+	var order []string
+	for i := range s.wakes + 10 {
+		t, err := wakeOnce(f, bootMemory)
+		if err != nil {
+			return err
+		}
+		if i < 10 {
+			continue
+		}
+		process, running = append(process, t.process), append(running, t.running)
+		first, returned = append(first, t.first), append(returned, t.returned)
+		for _, step := range t.steps {
+			if steps[step.Name] == nil {
+				order = append(order, step.Name)
+			}
+			steps[step.Name] = append(steps[step.Name], float64(step.Nanos)/1e6)
+		}
+	}
+	where := here()
+	r.add("wake, fresh process: t0 → t1, process there", where, "ms", process, "", nil, nil)
+	r.add("wake, fresh process: t0 → t2, vCPUs running", where, "ms", running, "", nil, nil)
+	r.add("wake, fresh process: t0 → t3, first instruction", where, "ms", first, "", nil, &bar{value: 4})
+	for _, name := range order {
+		r.add("wake, fresh process: of it the VMM's "+name, where, "ms", steps[name], "", nil, nil)
+	}
+	r.add("wake, fresh process: t0 → t7, all returned", where, "ms", returned, "", nil, nil)
+	return nil
+}
