@@ -80,7 +80,7 @@ func sign(ctx context.Context, dir string, m *Manifest, k *Keys) error {
 	signature := ed25519.Sign(private, append([]byte(signedPrefix), b...))
 	return errors.Join(
 		os.WriteFile(filepath.Join(dir, manifestFile), b, 0o600),
-		os.WriteFile(filepath.Join(dir, signatureFile), []byte(hex.EncodeToString(signature)+"\n"), 0o600))
+		os.WriteFile(filepath.Join(dir, signatureFile), signature, 0o600))
 }
 
 // readManifest reads and verifies the manifest in dir. Nothing of it is used before its signature is good.
@@ -89,7 +89,7 @@ func readManifest(dir string, k *Keys) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	signature, err := readKey(filepath.Join(dir, signatureFile), ed25519.SignatureSize)
+	signature, err := readBounded(filepath.Join(dir, signatureFile), ed25519.SignatureSize)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
