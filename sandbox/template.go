@@ -158,6 +158,27 @@ func (t *Templates) begin(cfg Config, host Host) (*snapshot.Draft, *os.File, err
 	return d, lock, nil
 }
 
+// Sweep deletes what a killed process left: a template half made, or half removed.
+func (t *Templates) Sweep() error {
+	entries, err := os.ReadDir(t.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		key, ext := strings.TrimSuffix(e.Name(), filepath.Ext(e.Name())), filepath.Ext(e.Name())
+		if ext == "" || ext == ".lock" {
+			continue
+		}
+		lock, err := lockPath(filepath.Join(t.dir, key+".lock"), unix.LOCK_EX|unix.LOCK_NB)
+		if err != nil {
+			continue // it is being made
+		}
+		errs = append(errs, os.RemoveAll(filepath.Join(t.dir, e.Name())), lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
 // Prune deletes all templates and returns how many bytes they took.
 func (t *Templates) Prune(ctx context.Context) (freed int64, err error) {
 	entries, err := os.ReadDir(t.dir)

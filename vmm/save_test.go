@@ -255,7 +255,9 @@ func TestSNAP08(t *testing.T) {
 		{name: "another processor", change: func(s *snapshot.State) { s.VCPUs[0].CPUID[3].EBX ^= 1 }, want: ErrHost},
 		{name: "another clock", change: func(s *snapshot.State) { s.TSCKHz += s.TSCKHz / 100 }, want: ErrHost},
 		{name: "an MSR of the host's", change: func(s *snapshot.State) { s.VCPUs[0].MSRs[0].Index = 0x8b }, want: snapshot.ErrFormat},
-		{name: "no state", change: func(s *snapshot.State) { *s = snapshot.State{Memory: snapshot.BlockSize, Blocks: []uint64{0}, VCPUs: s.VCPUs, Chips: s.Chips} }, want: ErrConfig},
+		{name: "no state", change: func(s *snapshot.State) {
+			*s = snapshot.State{Memory: snapshot.BlockSize, Blocks: []uint64{0}, VCPUs: s.VCPUs, Chips: s.Chips}
+		}, want: ErrConfig},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bad, err := snapshot.Decode(state)

@@ -147,6 +147,23 @@ func originOf(c *cli.Context, from *snapshot.Dormant, main uint64, id string) sa
 	}
 }
 
+// dormantOf verifies a snapshot and returns it with the configuration of what it was taken of, as another sandbox's.
+func dormantOf(c *cli.Context, store *snapshot.Store, m *snapshot.Manifest) (*snapshot.Dormant, sandbox.Config, error) {
+	var cfg sandbox.Config
+	from, err := store.Admit(c.Context, m)
+	if err != nil {
+		return nil, cfg, err
+	}
+	if err := json.Unmarshal(m.Origin, &cfg); err != nil {
+		return nil, cfg, fmt.Errorf("snapshot %s: %w", m.Ref(), err)
+	}
+	cfg.ID = ""
+	if cfg.JailWithout, err = allowedMissing(c); err != nil {
+		return nil, cfg, err
+	}
+	return from, cfg, imageThere(cfg)
+}
+
 // createFrom makes the sandbox of run --from: what the snapshot was taken of, under the flags that make sense for it.
 func createFrom(c *cli.Context, args []string) (*sandbox.Sandbox, error) {
 	store, err := openSnapshots(c)
@@ -157,26 +174,16 @@ func createFrom(c *cli.Context, args []string) (*sandbox.Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	from, err := store.Admit(c.Context, m)
+	from, cfg, err := dormantOf(c, store, m)
 	if err != nil {
 		return nil, err
 	}
-	var cfg sandbox.Config
-	if err := json.Unmarshal(m.Origin, &cfg); err != nil {
-		return nil, fmt.Errorf("snapshot %s: %w", m.Ref(), err)
-	}
-	if err := imageThere(cfg); err != nil {
-		return nil, err
-	}
-	cfg.ID, cfg.Hostname, cfg.Name = "", c.String("hostname"), c.String("name")
+	cfg.Hostname, cfg.Name = c.String("hostname"), c.String("name")
 	cfg.AutoRemove, cfg.Stdin, cfg.Prepare, cfg.Cold = c.Bool("rm"), c.Bool("interactive"), nil, false
 	if c.IsSet("timeout") {
 		cfg.Timeout = c.Duration("timeout")
 	}
 	if cfg.Labels, err = parseLabels(c.StringSlice("label")); err != nil {
-		return nil, err
-	}
-	if cfg.JailWithout, err = allowedMissing(c); err != nil {
 		return nil, err
 	}
 	main := from.Spec.Main

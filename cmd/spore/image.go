@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"spore/rootfs"
+	"spore/sandbox"
 )
 
 func imageCommand() *cli.Command {
@@ -183,6 +185,25 @@ func keptBySandbox(c *cli.Context, images *rootfs.Store, name string) error {
 			return fmt.Errorf("remove image %s: sandbox %s is of it: remove that first (spore rm %s), or use --force", name, sb.Ref(), sb.Ref())
 		}
 	}
+	return keptBySnapshot(c, name, img.Digest)
+}
+
+// keptBySnapshot is an error when what wakes from a snapshot reads its files from that image.
+func keptBySnapshot(c *cli.Context, name, digest string) error {
+	store, err := openSnapshots(c)
+	if err != nil {
+		return err
+	}
+	all, err := store.List()
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		var origin sandbox.Config
+		if json.Unmarshal(m.Origin, &origin) == nil && origin.ImageDigest == digest {
+			return fmt.Errorf("remove image %s: snapshot %s needs it: remove that first (spore snapshot rm %s), or use --force", name, m.Ref(), m.Ref())
+		}
+	}
 	return nil
 }
 
@@ -192,6 +213,11 @@ func imagePrune(c *cli.Context) error {
 		return err
 	}
 	freed, err := store.Prune(c.Context)
+	if err != nil {
+		return err
+	}
+	templates, err := openTemplates(c).Prune(c.Context)
+	freed += templates
 	if err == nil {
 		_, err = fmt.Fprintf(c.App.Writer, "freed %s\n", formatSize(freed))
 	}

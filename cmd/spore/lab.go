@@ -11,12 +11,13 @@ import (
 
 	"spore/lab"
 	"spore/sandbox"
+	"spore/snapshot"
 )
 
 func labCommand() *cli.Command {
 	return &cli.Command{
 		Name: "lab", Usage: "prove what the jail does",
-		Subcommands: []*cli.Command{attestCommand(), postureCommand()},
+		Subcommands: []*cli.Command{attestCommand(), postureCommand(), twinsCommand()},
 	}
 }
 
@@ -41,6 +42,89 @@ func postureCommand() *cli.Command {
 		Flags:  []cli.Flag{jsonFlag()},
 		Action: onSandboxHost(postureAction),
 	}
+}
+
+func twinsCommand() *cli.Command {
+	return &cli.Command{
+		Name: "twins", Usage: "wake two sandboxes from a snapshot and prove that they are not the same", ArgsUsage: "SNAPSHOT",
+		Description: "What two copies of one memory have in common is what an attacker knows of one who has the other: random numbers,\n" +
+			"identifiers, the clock. Exits with 1 when anything that must differ does not. A generator inside a program that\n" +
+			"already ran when the snapshot was taken is the program's own to seed again.",
+		Flags:  []cli.Flag{withoutFlag(), jsonFlag()},
+		Action: onSandboxHost(twinsAction),
+	}
+}
+
+func twinsAction(c *cli.Context) error {
+	if c.NArg() != 1 {
+		return usagef(c, "name a snapshot")
+	}
+	store, err := openSnapshots(c)
+	if err != nil {
+		return err
+	}
+	m, err := store.Find(c.Args().First())
+	if err != nil {
+		return err
+	}
+	host, err := sandboxHost(c)
+	if err != nil {
+		return err
+	}
+	var pair [2]*sandbox.Sandbox
+	for i := range pair {
+		sb, err := wakeTwin(c, store, m, host)
+		if err != nil {
+			return err
+		}
+		defer func() { sb.Kill(c.Context); sb.Remove() }() // what cannot be removed now is listed, and has no name
+		pair[i] = sb
+	}
+	twins, err := lab.Twins(c.Context, pair[0].Dial, pair[1].Dial)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		err = printJSON(c.App.Writer, twins)
+	} else {
+		err = printTwins(c.App.Writer, twins)
+	}
+	for _, t := range twins {
+		if err == nil && !t.OK() {
+			err = errNotAsClaimed
+		}
+	}
+	return err
+}
+
+// wakeTwin wakes one sandbox from a snapshot, with the command that it was taken of.
+func wakeTwin(c *cli.Context, store *snapshot.Store, m *snapshot.Manifest, host sandbox.Host) (*sandbox.Sandbox, error) {
+	from, cfg, err := dormantOf(c, store, m)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Name, cfg.Hostname = "", ""
+	sandboxes, err := openSandboxes(c)
+	if err != nil {
+		return nil, err
+	}
+	return startFrom(c, sandboxes, host, cfg, from, from.Spec.Main, m.ID)
+}
+
+func printTwins(w io.Writer, twins []lab.Twin) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\tWHAT\tFIRST\tSECOND")
+	for _, f := range twins {
+		mark := "ok"
+		switch {
+		case !f.OK():
+			mark = "SAME"
+		case f.Absent:
+			mark = "-"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", mark, f.What, printable(f.First), printable(f.Second))
+	}
+	return t.Flush()
 }
 
 // whereSandboxesRun is onSandboxHost for what needs no KVM: with --native it runs here in any case.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -106,6 +107,9 @@ func statusLine(st sandbox.State) string {
 	if st.Status == sandbox.Stopped {
 		return fmt.Sprintf("%s (%d) %s", st.Outcome.Kind, st.Outcome.ExitCode, since(st.Ended))
 	}
+	if st.Paused {
+		return "paused, started " + since(st.Started)
+	}
 	if st.Status == sandbox.Running {
 		return "running, started " + since(st.Started)
 	}
@@ -157,7 +161,7 @@ func openSandboxes(c *cli.Context) (*sandbox.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return store, store.Sweep()
+	return store, errors.Join(store.Sweep(), openTemplates(c).Sweep())
 }
 
 // findAll resolves every argument, at least one.

@@ -57,10 +57,14 @@ func snapshotCommand() *cli.Command {
 	}
 }
 
-// openSnapshots opens the store of snapshots, beside the sandboxes.
+// openSnapshots opens the store of snapshots, beside the sandboxes, and clears what a crash left.
 func openSnapshots(c *cli.Context) (*snapshot.Store, error) {
 	keys := snapshot.OpenKeys(filepath.Join(stateDir(c), "keys"))
-	return snapshot.OpenStore(filepath.Join(stateDir(c), "snapshots"), keys)
+	store, err := snapshot.OpenStore(filepath.Join(stateDir(c), "snapshots"), keys)
+	if err != nil {
+		return nil, err
+	}
+	return store, store.Sweep()
 }
 
 // taken is what take --json prints.

@@ -40,7 +40,7 @@ var mayImport = map[string][]string{
 	"emuhost/...":           {"emuhost/...", "internal/..."},
 	"doctor/...":            {"kvm", "guestmem", "jailer", "vmm/boot", "internal/..."},
 	"guest/...":             {"guest/..."},
-	"lab":                   {"lab/probe", "sandbox", "jailer", "jailer/seccomp", "vmm/policy", "internal/..."},
+	"lab":                   {"lab/probe", "agent", "sandbox", "jailer", "jailer/seccomp", "vmm/policy", "internal/..."},
 	"lab/probe":             {"jailer", "jailer/seccomp", "vmm/policy"},
 	"bench/...":             {"sandbox", "sandbox/...", "snapshot", "agent", "vmm/api", "jailer", "jailer/cgroup", "guest", "rootfs", "internal/...", "bench/..."},
 	"test/...":              {"sandbox", "sandbox/...", "agent", "vmm/api", "jailer", "guest", "guest/...", "internal/..."},
