@@ -47,7 +47,7 @@ func (s *Store) NewWritable(ctx context.Context, path string, size int64) error 
 		return fmt.Errorf("make writable layer: %w", err)
 	}
 	if templateErr == nil {
-		err = sparse.Unpack(ctx, out, template, size)
+		err = sparse.Unpack(ctx, out, sparse.Whole(template), size)
 	} else {
 		// A store that cannot be written to, such as another machine's, has no new templates: the layer is then
 		// formatted by itself.

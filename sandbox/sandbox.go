@@ -119,6 +119,28 @@ func (sb *Sandbox) dropWritable() error {
 	return nil
 }
 
+// Standing calls do with the writable layer of a sandbox that does not run, and keeps it from starting meanwhile.
+func (sb *Sandbox) Standing(do func(writable *os.File) error) error {
+	lock, err := sb.holdSoon()
+	if err != nil {
+		var se *StateError
+		if errors.As(err, &se) {
+			se.Want = "stop it first (spore stop), or copy it as it runs (spore fork)"
+		}
+		return err
+	}
+	defer lock.Close()
+	f, err := os.Open(sb.path(writableFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return &StateError{Ref: sb.Ref(), Is: Stopped, Want: "it has no name, and what it wrote is gone"}
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return do(f)
+}
+
 // Remove deletes the sandbox and everything it wrote. A running one is refused: stop it first.
 func (sb *Sandbox) Remove() error {
 	lock, err := sb.holdSoon()

@@ -103,7 +103,7 @@ func (d *Dormant) NewDisk(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(sparse.Unpack(ctx, out, packed, d.Spec.Disk), out.Close()); err != nil {
+	if err := errors.Join(sparse.Unpack(ctx, out, sparse.Whole(packed), d.Spec.Disk), out.Close()); err != nil {
 		os.Remove(path)
 		return fmt.Errorf("copy disk of dormant machine: %w", err)
 	}

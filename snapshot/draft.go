@@ -76,10 +76,7 @@ func (d *Draft) Rebase(ctx context.Context, base *os.File, size int64) error {
 // Publish makes the draft the dormant machine at its directory, where none may be.
 func (d *Draft) Publish(spec Spec) (*Dormant, error) {
 	spec.Version = Version
-	b, err := json.Marshal(spec)
-	if err == nil {
-		err = os.WriteFile(filepath.Join(d.dir+draftExt, specFile), b, 0o600)
-	}
+	err := writeSpec(d.dir+draftExt, spec)
 	if err == nil {
 		err = d.closeFiles()
 	}
@@ -90,6 +87,14 @@ func (d *Draft) Publish(spec Spec) (*Dormant, error) {
 		return nil, errors.Join(fmt.Errorf("finish snapshot: %w", err), d.Discard())
 	}
 	return &Dormant{Spec: spec, dir: d.dir}, nil
+}
+
+func writeSpec(dir string, spec Spec) error {
+	b, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, specFile), b, 0o600)
 }
 
 // Discard deletes the draft; after Publish there is none.

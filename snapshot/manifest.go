@@ -83,8 +83,9 @@ func sign(ctx context.Context, dir string, m *Manifest, k *Keys) error {
 		os.WriteFile(filepath.Join(dir, signatureFile), signature, 0o600))
 }
 
-// readManifest reads and verifies the manifest in dir. Nothing of it is used before its signature is good.
-func readManifest(dir string, k *Keys) (*Manifest, error) {
+// readManifest reads and verifies the manifest in dir, which must be of that id, or of any for "". Nothing of it is used
+// before its signature is good.
+func readManifest(dir, id string, k *Keys) (*Manifest, error) {
 	b, err := readBounded(filepath.Join(dir, manifestFile), maxManifest)
 	if err != nil {
 		return nil, err
@@ -100,8 +101,8 @@ func readManifest(dir string, k *Keys) (*Manifest, error) {
 	if err := k.verify(m.Signer, append([]byte(signedPrefix), b...), signature); err != nil {
 		return nil, err
 	}
-	if m.ID != filepath.Base(dir) { // SNAP-06: a manifest that was put in another's place
-		return nil, fmt.Errorf("%w: it is snapshot %s in the place of %s", ErrDamaged, m.ID, filepath.Base(dir))
+	if id != "" && m.ID != id { // SNAP-06: a manifest that was put in another's place
+		return nil, fmt.Errorf("%w: it is snapshot %s in the place of %s", ErrDamaged, m.ID, id)
 	}
 	return m, nil
 }

@@ -128,14 +128,15 @@ func (p *Pending) Add(ctx context.Context, m Manifest) (*Manifest, error) {
 	if err := admit(d.dir, p.store.keys); err != nil {
 		return nil, fmt.Errorf("add snapshot: %w", err)
 	}
-	if err := p.store.publish(d.dir, &m); err != nil {
+	if err := p.store.publish(d.dir, &m, false); err != nil {
 		return nil, fmt.Errorf("add snapshot: %w", err)
 	}
 	return &m, nil
 }
 
-// publish checks that the name is free and the parent there, and then lets the snapshot appear, in one step.
-func (s *Store) publish(from string, m *Manifest) error {
+// publish checks that the name is free and, but for an orphan, the parent there, and then lets the snapshot appear, in one
+// step.
+func (s *Store) publish(from string, m *Manifest, orphan bool) error {
 	unlock, err := s.lockStore()
 	if err != nil {
 		return err
@@ -148,7 +149,7 @@ func (s *Store) publish(from string, m *Manifest) error {
 	if err != nil {
 		return err
 	}
-	parent := m.Parent == ""
+	parent := m.Parent == "" || orphan
 	for _, other := range all {
 		if m.Name != "" && other.Name == m.Name {
 			return fmt.Errorf("the name %s is taken by %s: remove that snapshot (spore snapshot rm %s) or use another name", m.Name, other.ID, m.Name)
@@ -172,7 +173,7 @@ func (s *Store) List() ([]*Manifest, error) {
 		if !idPattern.MatchString(e.Name()) {
 			continue
 		}
-		m, err := readManifest(s.path(e.Name()), s.keys)
+		m, err := readManifest(s.path(e.Name()), e.Name(), s.keys)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed meanwhile
 		}

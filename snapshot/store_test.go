@@ -405,3 +405,77 @@ func FuzzManifest(f *testing.F) {
 		}
 	})
 }
+
+// TestExportImport takes a snapshot to another installation, which must trust the first, and refuses what is not whole.
+func TestExportImport(t *testing.T) {
+	from, to := newStore(t), newStore(t)
+	root := take(t, from, "root", "")
+	m := take(t, from, "leaf", root.ID)
+	var archive bytes.Buffer
+	if err := from.Export(t.Context(), m, &archive); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := to.Import(t.Context(), bytes.NewReader(archive.Bytes())); !errors.Is(err, ErrUntrusted) {
+		t.Fatalf("import from a stranger: %v, want ErrUntrusted", err)
+	}
+	public, err := from.Keys().Public()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := to.Keys().Trust("from", public); err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; n < archive.Len(); n += 97 {
+		if _, err := to.Import(t.Context(), bytes.NewReader(archive.Bytes()[:n])); err == nil {
+			t.Fatalf("%d of %d bytes were imported", n, archive.Len())
+		}
+	}
+	got, err := to.Import(t.Context(), bytes.NewReader(archive.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.ID != m.ID || got.Parent != root.ID {
+		t.Errorf("imported %+v", got)
+	}
+	if _, err := to.Import(t.Context(), bytes.NewReader(archive.Bytes())); err == nil || !strings.Contains(err.Error(), "already") {
+		t.Errorf("imported twice: %v", err)
+	}
+	d, err := to.Admit(t.Context(), got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := d.OpenMemory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var b [64 * page]byte
+	if n, err := f.ReadAt(b[:], 0); n != len(b) || b[40*page] != 'a' || b[39*page] != 0 {
+		t.Errorf("memory of %d bytes, %v", n, err)
+	}
+	if left, err := filepath.Glob(filepath.Join(to.dir, stagingDir, "*")); err != nil || len(left) > 0 {
+		t.Errorf("left in staging: %v, %v", left, err)
+	}
+}
+
+func TestDiff(t *testing.T) {
+	s := newStore(t)
+	a, same := take(t, s, "a", ""), take(t, s, "same", "")
+	p, err := s.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	draft(t, p.Dir, 'b')
+	b, err := p.Add(t.Context(), Manifest{Name: "b", Origin: json.RawMessage(`{}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		other *Manifest
+		want  Difference
+	}{{a, Difference{}}, {same, Difference{}}, {b, Difference{Memory: 3 * page, Disk: 3 * page}}} {
+		if got, err := s.Diff(t.Context(), a, test.other); err != nil || got != test.want {
+			t.Errorf("a and %s: %+v, %v, want %+v", test.other.Name, got, err, test.want)
+		}
+	}
+}

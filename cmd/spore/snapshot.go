@@ -50,6 +50,19 @@ func snapshotCommand() *cli.Command {
 				},
 				Action: onSandboxHost(snapshotRemove),
 			},
+			{
+				Name: "diff", Usage: "say how much of the memory and the disk two snapshots do not share", ArgsUsage: "SNAPSHOT SNAPSHOT",
+				Flags: []cli.Flag{jsonFlag()}, Action: onSandboxHost(snapshotDiff),
+			},
+			{
+				Name: "export", Usage: "write a snapshot to a file, or to standard output for '-'", ArgsUsage: "SNAPSHOT FILE",
+				Action: onSandboxHost(snapshotExport),
+			},
+			{
+				Name: "import", Usage: "read a snapshot that 'spore snapshot export' wrote; '-' is standard input", ArgsUsage: "FILE",
+				Description: "The snapshot must be signed by this installation, or by one whose key was added with 'spore snapshot trust'.",
+				Action:      onSandboxHost(snapshotImport),
+			},
 			{Name: "verify", Usage: "compare snapshots with what was signed, byte for byte", ArgsUsage: "SNAPSHOT...", Action: onSandboxHost(snapshotVerify)},
 			{Name: "key", Usage: "print the public key that this installation signs with", Action: onSandboxHost(snapshotKey)},
 			{Name: "trust", Usage: "accept snapshots signed by another installation's key", ArgsUsage: "NAME PUBLIC-KEY", Action: onSandboxHost(snapshotTrust)},
@@ -154,7 +167,16 @@ func snapshotList(c *cli.Context) error {
 	w := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "SNAPSHOT\tNAME\tPARENT\tSANDBOX\tTAKEN\tSIZE")
 	if c.Bool("tree") {
-		printTree(w, rows, "", 0)
+		here := map[string]bool{}
+		for _, r := range rows {
+			here[r.ID] = true
+		}
+		for _, r := range rows {
+			if !here[r.Parent] { // a root, or imported without its parent
+				printSnapshot(w, r, 0)
+				printTree(w, rows, r.ID, 1)
+			}
+		}
 	} else {
 		for _, r := range rows {
 			printSnapshot(w, r, 0)
@@ -276,34 +298,35 @@ func snapshotRestore(c *cli.Context) error {
 	return startSupervisor(c, sb, host)
 }
 
-func snapshotKey(c *cli.Context) error {
-	store, err := openSnapshots(c)
-	if err != nil {
-		return err
-	}
-	public, err := store.Keys().Public()
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(c.App.Writer, public)
-	return err
-}
-
-func snapshotTrust(c *cli.Context) error {
-	if c.NArg() != 2 {
-		return usagef(c, "give the key a name, and the key that 'spore snapshot key' printed there")
-	}
-	store, err := openSnapshots(c)
-	if err != nil {
-		return err
-	}
-	return store.Keys().Trust(c.Args().Get(0), c.Args().Get(1))
-}
-
 // imageThere looks whether the image that a woken guest has its files from is still there.
 func imageThere(cfg sandbox.Config) error {
 	if _, err := os.Stat(cfg.ImagePath); err != nil {
 		return fmt.Errorf("the snapshot's image %s (%.19s) is not in the store any more: 'spore image pull %s'", cfg.Image, cfg.ImageDigest, cfg.Image)
 	}
 	return nil
+}
+
+func snapshotDiff(c *cli.Context) error {
+	if c.NArg() != 2 {
+		return usagef(c, "name two snapshots")
+	}
+	store, err := openSnapshots(c)
+	if err != nil {
+		return err
+	}
+	var pair [2]*snapshot.Manifest
+	for i := range pair {
+		if pair[i], err = store.Find(c.Args().Get(i)); err != nil {
+			return err
+		}
+	}
+	d, err := store.Diff(c.Context, pair[0], pair[1])
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, d)
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "memory  %s\ndisk    %s\n", formatSize(d.Memory), formatSize(d.Disk))
+	return err
 }

@@ -44,6 +44,15 @@ func Extents(f *os.File, size int64) iter.Seq2[Extent, error] {
 	}
 }
 
+// Copy makes to, which is empty, the same as the first size bytes of from. Where the file system can, they share their
+// blocks until one of them is written (FICLONE), and shared is true.
+func Copy(ctx context.Context, to, from *os.File, size int64) (shared bool, err error) {
+	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
+		return true, nil
+	}
+	return false, Fill(ctx, to, from, size)
+}
+
 // Fill copies what from has where to has holes, and makes to size bytes long.
 func Fill(ctx context.Context, to, from *os.File, size int64) error {
 	if err := to.Truncate(size); err != nil {
@@ -121,18 +130,30 @@ func Pack(ctx context.Context, to io.Writer, from *os.File, size int64) error {
 	return writeHeader(to, size, 0)
 }
 
+// PackedSize is how long what Pack writes will be, if f does not change.
+func PackedSize(f *os.File, size int64) (int64, error) {
+	n := int64(extentHeader)
+	for e, err := range Extents(f, size) {
+		if err != nil {
+			return 0, err
+		}
+		n += e.Length + (e.Length+maxExtent-1)/maxExtent*extentHeader
+	}
+	return n, nil
+}
+
 func writeHeader(w io.Writer, off, n int64) error {
 	_, err := w.Write(binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, uint64(off)), uint64(n)))
 	return err
 }
 
-// Unpack writes the file of size bytes that packed was made from. to must be empty.
-func Unpack(ctx context.Context, to, packed *os.File, size int64) error {
+// Unpack writes the file of size bytes that packed was made from. to must be empty. What is packed is untrusted: nothing
+// is written beyond size.
+func Unpack(ctx context.Context, to *os.File, packed io.Reader, size int64) error {
 	if err := to.Truncate(size); err != nil {
 		return err
 	}
-	// From its beginning: it may just have been written through this very descriptor.
-	in := contextReader{ctx, bufio.NewReaderSize(io.NewSectionReader(packed, 0, math.MaxInt64), 256<<10)}
+	in := contextReader{ctx, bufio.NewReaderSize(packed, 256<<10)}
 	for {
 		var head [extentHeader]byte
 		if _, err := io.ReadFull(in, head[:]); err != nil {
@@ -150,6 +171,9 @@ func Unpack(ctx context.Context, to, packed *os.File, size int64) error {
 		}
 	}
 }
+
+// Whole reads all of f from its beginning, wherever its descriptor stands.
+func Whole(f *os.File) io.Reader { return io.NewSectionReader(f, 0, math.MaxInt64) }
 
 // contextReader ends a copy when the context ends.
 type contextReader struct {

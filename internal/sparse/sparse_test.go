@@ -101,7 +101,7 @@ func TestPackAndUnpack(t *testing.T) {
 	if err := Pack(t.Context(), packed, from, 16*page); err != nil {
 		t.Fatal(err)
 	}
-	if err := Unpack(t.Context(), to, packed, 16*page); err != nil {
+	if err := Unpack(t.Context(), to, Whole(packed), 16*page); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := letters(t, to), letters(t, from); got != want {
@@ -118,7 +118,7 @@ func TestPackAndUnpack(t *testing.T) {
 		if err := packed.Truncate(cut); err != nil {
 			t.Fatal(err)
 		}
-		if err := Unpack(t.Context(), file(t, 0, nil), packed, 16*page); err == nil {
+		if err := Unpack(t.Context(), file(t, 0, nil), Whole(packed), 16*page); err == nil {
 			t.Errorf("unpacked %d bytes of %d", cut, size)
 		}
 		packed.Truncate(0)

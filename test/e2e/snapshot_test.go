@@ -204,6 +204,32 @@ func TestFork(t *testing.T) {
 	u.countsPast("grandchild", before)
 }
 
+// TestCarry takes a snapshot to another installation and wakes it there, and clones a sandbox that does not run.
+func TestCarry(t *testing.T) {
+	here, there := newUser(t), newUser(t)
+	here.must("run", "-d", "--name", "c", image, "sh", "-c", "echo carried >/tmp/file; "+counter)
+	at := here.countsPast("c", 2)
+	here.must("snapshot", "take", "c", "s")
+	file := filepath.Join(t.TempDir(), "s.spore")
+	here.must("snapshot", "export", "s", file)
+	if r := there.run("snapshot", "import", file); r.code != 125 || !strings.Contains(r.stderr, "not trusted") {
+		t.Errorf("import from a stranger: code %d, %q", r.code, r.stderr)
+	}
+	there.must("snapshot", "trust", "here", here.must("snapshot", "key"))
+	there.must("snapshot", "import", file)
+	there.must("run", "-d", "--name", "c", "--from", "s")
+	there.countsPast("c", at)
+	there.run("exec", "c", "cat", "/tmp/file").want(t, 0, "carried\n")
+
+	if r := there.run("clone", "c", "d"); r.code != 125 || !strings.Contains(r.stderr, "spore fork") {
+		t.Errorf("clone of a running sandbox: code %d, %q", r.code, r.stderr)
+	}
+	there.must("stop", "--time", "1s", "c")
+	there.must("clone", "c", "d")
+	there.must("start", "d")
+	there.run("exec", "d", "sh", "-c", "cat /tmp/file; hostname").want(t, 0, "carried\nd\n")
+}
+
 // TestPause stops a sandbox, takes a snapshot of it as it stands, and lets it go on.
 func TestPause(t *testing.T) {
 	u := newUser(t)

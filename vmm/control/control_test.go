@@ -199,6 +199,8 @@ func TestSaveWritesToTheDescriptors(t *testing.T) {
 	if r := ask(t, c, api.Request{ID: 2, Op: api.OpSave}); r.Error == "" {
 		t.Error("descriptors of an earlier request were used again")
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if len(m.calls) != 2 {
 		t.Errorf("calls %v, want two saves", m.calls)
 	}
