@@ -38,7 +38,7 @@ func main() {
 	flag.IntVar(&s.boots, "boots", 20, "boots of each kind")
 	flag.IntVar(&s.wakes, "wakes", 1000, "wakes of a bare-metal guest of each kind")
 	flag.IntVar(&s.repeats, "repeats", 3, "runs of each fio job")
-	flag.StringVar(&s.only, "only", "", "measure only this `part`: wake, boot, own, block or calls")
+	flag.StringVar(&s.only, "only", "", "measure only this `part`: wake, pool, wakelinux, boot, own, block or calls")
 	flag.StringVar(&s.ours.kernel, "kernel", "", "our vmlinux")
 	flag.StringVar(&s.ours.image, "image", "", "an EROFS image with fio")
 	flag.StringVar(&s.ours.writable, "writable", "", "an empty ext4 file, copied for each guest")
@@ -66,7 +66,7 @@ func run(s settings) error {
 	for _, part := range []struct {
 		name string
 		do   func(settings, *results) error
-	}{{"wake", measureWake}, {"boot", measureBoot}, {"own", measureOwn}, {"block", measureBlock}, {"calls", measureCalls}} {
+	}{{"wake", measureWake}, {"pool", measurePool}, {"wakelinux", measureWakeLinux}, {"boot", measureBoot}, {"own", measureOwn}, {"block", measureBlock}, {"calls", measureCalls}} {
 		if s.only != "" && s.only != part.name {
 			continue
 		}

@@ -16,6 +16,8 @@ type Host struct {
 	Kernel    string     // path of the guest's vmlinux or bzImage
 	Initramfs string     // path of the cpio archive with the agent
 	Templates *Templates // nil for none: every guest boots
+	Pool      string     // directory of the pool of shells; "" for none
+	Disks     string     // directory that writable layers are in
 	Log       *slog.Logger
 }
 

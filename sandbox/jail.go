@@ -128,7 +128,7 @@ func (sb *Sandbox) dropGroup() error {
 // SweepGroups removes the cgroups below ours that no process is in, whichever store their sandboxes were of, and returns how
 // many. One that is being started is not touched: it has a process, or gets EBUSY.
 func SweepGroups(ctx context.Context) (int, error) {
-	paths, err := cgroup.Empty()
+	paths, err := cgroup.Empty("", cgroup.StartLimit)
 	if err != nil {
 		return 0, err
 	}

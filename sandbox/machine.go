@@ -28,7 +28,7 @@ const consoleKept = 64 << 10
 
 // machine is the supervisor's view of one jailed VMM.
 type machine struct {
-	process *Jailed
+	process vmmProcess
 	control *os.File
 	broker  *broker.Broker
 	console *tail
@@ -56,28 +56,63 @@ func launch(cfg Config, host Host, writable string, from *snapshot.Dormant) (*ma
 	}
 	var fds files
 	defer fds.close() // the process has its own copies
-	configIn, configOut, err := socketpair(unix.SOCK_STREAM)
-	if err != nil {
-		return nil, err
-	}
-	defer configIn.Close()
-	fds.add(configOut) // descriptor 3, before the numbered files
+	sh := m.shell(cfg, host, from)
 	vmCfg, pipes, err := m.describe(cfg, host, writable, from, &fds, &undo)
-	if err == nil {
-		err = wire.Write(configIn, vmCfg) // it fits the socket's buffer, and the process need not wait for it
-	}
-	if err == nil {
-		m.process, err = Jail{
-			VMM: host.VMM, ID: cfg.ID, Files: fds.list, CPUs: cfg.CPUs, Memory: cfg.Memory, Disk: cfg.Disk,
-			Disks: filepath.Dir(writable), Without: cfg.JailWithout,
-		}.Start()
+	switch {
+	case err != nil:
+	case sh != nil:
+		m.process = sh
+		err = wire.Write(&rights{sh.control, fds.list[1:]}, api.Request{Op: api.OpWake, Config: &vmCfg})
+	default:
+		err = m.spawn(cfg, host, writable, vmCfg, fds.list)
 	}
 	if err != nil {
+		if sh != nil {
+			sh.discard()
+		}
 		return nil, errors.Join(err, undo.Run())
 	}
 	undo.Release()
 	go m.follow(pipes)
 	return m, nil
+}
+
+// shell takes one from the pool for a guest that wakes, where there is one. The machine has its control socket then.
+func (m *machine) shell(cfg Config, host Host, from *snapshot.Dormant) *shell {
+	if from == nil || host.Pool == "" || !fitsShell(cfg) {
+		return nil
+	}
+	sh, err := takeShell(host.Pool, ClassOf(cfg))
+	if err != nil {
+		host.log().Warn("no shell", "err", err)
+	}
+	if sh == nil {
+		return nil
+	}
+	m.control = sh.control
+	return sh
+}
+
+// spawn starts a VMM of our own with the files that its configuration names.
+func (m *machine) spawn(cfg Config, host Host, writable string, vmCfg api.Config, list []*os.File) error {
+	configIn, configOut, err := socketpair(unix.SOCK_STREAM)
+	if err != nil {
+		return err
+	}
+	defer configIn.Close()
+	defer configOut.Close()
+	if err := wire.Write(configIn, vmCfg); err != nil { // it fits the socket's buffer, and the process need not wait for it
+		return err
+	}
+	j, err := Jail{
+		VMM: host.VMM, ID: cfg.ID, Files: append([]*os.File{configOut}, list...), CPUs: cfg.CPUs, Memory: cfg.Memory, Disk: cfg.Disk,
+		Disks: filepath.Dir(writable), Without: cfg.JailWithout,
+	}.Start()
+	if err != nil {
+		return err
+	}
+	m.process = ownVMM{j}
+	return nil
 }
 
 // pipes are the supervisor's ends of what the VMM writes.
@@ -86,7 +121,7 @@ type pipes struct{ console, log *os.File }
 // describe opens everything the VMM needs and says where it is.
 func (m *machine) describe(cfg Config, host Host, writable string, from *snapshot.Dormant, fds *files, undo *cleanup.Stack) (api.Config, pipes, error) {
 	var p pipes
-	file := func(f *os.File) api.File { return api.File(fds.add(f) - 1) } // 0 is the file after the configuration's
+	file := func(f *os.File) api.File { return api.File(fds.add(f)) }
 	out := api.Config{
 		Version: api.Version, ID: cfg.ID, VCPUs: cfg.CPUs, Memory: cfg.Memory, Balloon: true,
 		Boot: api.Boot{Kernel: api.NoFile, Initrd: api.NoFile}, Console: api.Console{Input: api.NoFile, UART: cfg.DebugConsole},
@@ -187,12 +222,15 @@ func describeDisks(cfg Config, writable string, out *api.Config, open func(*api.
 
 // connect makes the sockets and pipes between supervisor and VMM.
 func (m *machine) connect(out *api.Config, p *pipes, file func(*os.File) api.File, undo *cleanup.Stack) error {
-	control, theirs, err := socketpair(unix.SOCK_STREAM)
-	if err != nil {
-		return err
+	out.Control = api.NoFile
+	if m.control == nil { // a shell has its own
+		control, theirs, err := socketpair(unix.SOCK_STREAM)
+		if err != nil {
+			return err
+		}
+		m.control, out.Control = control, file(theirs)
+		undo.Push(control.Close)
 	}
-	m.control, out.Control = control, file(theirs)
-	undo.Push(control.Close)
 	sock, theirs, err := socketpair(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return err
@@ -220,26 +258,11 @@ func (m *machine) follow(p pipes) {
 	readers.Go(func() { io.Copy(m.console, p.console); p.console.Close() })
 	readers.Go(func() { relayLog(m.log, p.log, time.Now); p.log.Close() })
 	readers.Go(m.readControl)
-	m.died = m.reap()
+	m.died = m.process.wait()
 	readers.Wait()
 	m.control.Close()
 	m.broker.Close()
 	close(m.done)
-}
-
-// reap waits for the process. The error is how it ended, if not well.
-func (m *machine) reap() error {
-	st, err := m.process.Wait()
-	if m.process.PidFD >= 0 {
-		unix.Close(m.process.PidFD)
-	}
-	if err == nil && !st.Success() {
-		err = errors.New(st.String())
-	}
-	if released := m.process.Release(); released != nil {
-		m.log.Warn("release the jail", "error", released)
-	}
-	return err
 }
 
 // stopGrace is how long a VMM may take to end after it was told to, before it is killed.
@@ -263,6 +286,6 @@ func (m *machine) kill() {
 		return
 	case <-time.After(stopGrace):
 	}
-	m.process.Kill()
+	m.process.kill()
 	<-m.done
 }

@@ -61,29 +61,40 @@ func shortPath(dir, name string) (string, *os.File, error) {
 
 // listen makes the sandbox's socket. A stale one of an earlier supervisor is replaced: the caller holds the lock.
 func (sb *Sandbox) listen() (*net.UnixListener, error) {
-	path, dir, err := shortPath(sb.dir, socketFile)
+	l, err := listenUnix(sb.dir, socketFile)
 	if err != nil {
 		return nil, fmt.Errorf("listen for clients: %w", err)
 	}
-	defer dir.Close()
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("listen for clients: %w", err)
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("listen for clients: %w", err)
-	}
-	l.SetUnlinkOnClose(false) // the path is gone with dir; the next supervisor removes the file
 	return l, nil
 }
 
 // dialSupervisor connects to the sandbox's supervisor.
-func (sb *Sandbox) dialSupervisor() (*net.UnixConn, error) {
-	path, dir, err := shortPath(sb.dir, socketFile)
+func (sb *Sandbox) dialSupervisor() (*net.UnixConn, error) { return dialUnix(sb.dir, socketFile) }
+
+// listenUnix makes a socket in dir, in the place of a stale one: the caller holds a lock.
+func listenUnix(dir, name string) (*net.UnixListener, error) {
+	path, d, err := shortPath(dir, name)
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
+	defer d.Close()
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false) // the path is gone with d; the next one to listen removes the file
+	return l, nil
+}
+
+func dialUnix(dir, name string) (*net.UnixConn, error) {
+	path, d, err := shortPath(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
 	return net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 }
 

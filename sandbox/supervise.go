@@ -134,7 +134,7 @@ func (v *supervisor) run(ready func()) (outcome Outcome) {
 	}()
 	v.note(func(st *State) {
 		st.move(Running)
-		st.VMM, st.Steps = v.machine.process.Pid, v.steps()
+		st.VMM, st.Steps = v.machine.process.pid(), v.steps()
 	})
 	if err := v.record(); err != nil {
 		return hostError(err)
@@ -153,7 +153,7 @@ func (v *supervisor) takeDown(o *Outcome) {
 	if v.base != nil {
 		v.base.Close()
 	}
-	o.JailMissing = v.machine.process.Missing
+	o.JailMissing = v.machine.process.missing()
 }
 
 // explain turns an error into an outcome: if the machine has ended, that is the reason.

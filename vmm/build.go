@@ -77,11 +77,6 @@ func (m *Machine) makeVCPUs(sys *kvm.System) error {
 		}
 		cpu.ID = id
 		leaves := boot.CPUID(supported, cpu)
-		if m.saved != nil {
-			if leaves, err = m.savedCPUID(id, leaves, cpu.TSCKHz); err != nil {
-				return err
-			}
-		}
 		if err := v.SetCPUID(leaves); err != nil {
 			return fmt.Errorf("vCPU %d: %w", id, err)
 		}

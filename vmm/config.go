@@ -37,6 +37,9 @@ func check(cfg *api.Config, env Env) error {
 			return fmt.Errorf("%w: pmem %d of %d bytes", ErrConfig, i, p.Size)
 		}
 	}
+	if cfg.Wait {
+		return nil // what its files are comes later
+	}
 	return checkFiles(cfg, env)
 }
 
@@ -49,7 +52,7 @@ func checkFiles(cfg *api.Config, env Env) error {
 	} else {
 		needed["kernel"] = cfg.Boot.Kernel
 	}
-	if env.Shell == nil {
+	if env.Shell == nil && !env.filling {
 		needed["kvm"] = api.KVMFile
 	}
 	optional := map[string]api.File{"initrd": cfg.Boot.Initrd, "console output": cfg.Console.Output, "console input": cfg.Console.Input, "entropy": cfg.Entropy}

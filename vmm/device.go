@@ -46,33 +46,30 @@ type device struct {
 	counters func() map[string]uint64
 }
 
-// newDevice gives a device its address, its interrupt and its event descriptors, but not yet its registers.
-func (m *Machine) newDevice(name string, queues int) (*device, error) {
+// newDevice gives a device its address, its interrupt and its event descriptors, tied to KVM, but not yet its registers.
+func (m *Machine) newDevice(name string, queues int) error {
 	n := len(m.devs)
 	if n >= maxRegister {
-		return nil, fmt.Errorf("add %s: no interrupt left after %d devices", name, n)
+		return fmt.Errorf("add %s: no interrupt left after %d devices", name, n)
 	}
 	d := &device{name: name, base: boot.DeviceBase + guestmem.GPA(n)*boot.DeviceStride, gsi: firstGSI + kvm.GSI(n)}
 	var err error
 	if d.irq, err = eventfd(name+" interrupt", 0); err != nil { // only written to: no need for the poller
-		return nil, err
+		return err
 	}
 	m.devs = append(m.devs, d) // from here on Machine.release closes it
 	for range queues {
 		f, err := eventfd(name+" kick", unix.EFD_NONBLOCK)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		d.kicks = append(d.kicks, f)
 	}
-	return d, nil
+	return m.tie(d)
 }
 
-// connect puts the device on the bus and ties its event descriptors to KVM.
-func (m *Machine) connect(d *device) error {
-	if err := m.mmio.add(uint64(d.base), boot.DeviceStride, d.regs); err != nil {
-		return err
-	}
+// tie makes KVM signal the device's kicks and take its interrupts.
+func (m *Machine) tie(d *device) error {
 	for q, f := range d.kicks {
 		if err := m.vm.IOEventFD(f, uint64(d.base)+kickOffset, kickLength, uint64(q)); err != nil {
 			return fmt.Errorf("%s: kick of queue %d: %w", d.name, q, err)
@@ -92,7 +89,7 @@ func (d *device) interrupt() { d.irq.Write(one[:]) }
 
 func (d *device) close() error {
 	var errs []error
-	if d.regs != nil {
+	if d.regs != nil { // it got its model
 		errs = append(errs, d.regs.Close())
 	}
 	for _, f := range append(d.kicks, d.irq) {

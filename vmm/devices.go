@@ -16,6 +16,8 @@ import (
 	"spore/virtio/pmem"
 	"spore/virtio/rng"
 	"spore/virtio/vsock"
+	"spore/vmm/api"
+	"spore/vmm/boot"
 )
 
 // makeDevices makes the devices in the order in which the guest finds them.
@@ -31,12 +33,53 @@ func (m *Machine) makeDevices(env Env) error {
 	return nil
 }
 
-// add gives a device model its transport, address and interrupt.
-func (m *Machine) add(name string, model virtio.Device) error {
-	d, err := m.newDevice(name, len(model.QueueSizes()))
-	if err != nil {
-		return err
+// line is a device as KVM sees it.
+type line struct {
+	name   string
+	queues int
+}
+
+// lines are the devices of a configuration, in the order in which the guest finds them.
+func lines(cfg *api.Config) []line {
+	var all []line
+	for i := range cfg.Disks {
+		all = append(all, line{fmt.Sprintf("disk%d", i), 1})
 	}
+	for i := range cfg.Pmem {
+		all = append(all, line{fmt.Sprintf("pmem%d", i), 1})
+	}
+	if cfg.Vsock != nil {
+		all = append(all, line{"vsock", 3})
+	}
+	if !cfg.Test { // a bare-metal guest has ports to speak through
+		all = append(all, line{"console", 2})
+	}
+	if cfg.Entropy >= 0 {
+		all = append(all, line{"rng", 1})
+	}
+	if cfg.Balloon {
+		all = append(all, line{"balloon", 5})
+	}
+	return all
+}
+
+// makeLines makes what KVM has of the devices: it takes longest, and needs nothing but their number.
+func (m *Machine) makeLines(Env) error {
+	for _, l := range lines(&m.cfg) {
+		if err := m.newDevice(l.name, l.queues); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// add gives the next device of makeLines its model and its registers.
+func (m *Machine) add(name string, model virtio.Device) error {
+	d := m.devs[m.modelled]
+	if d.name != name || len(d.kicks) != len(model.QueueSizes()) {
+		panic(fmt.Sprintf("bug: %s with %d queues in the place of %s with %d", name, len(model.QueueSizes()), d.name, len(d.kicks)))
+	}
+	m.modelled++
 	t := mmio.New(mmio.Config{
 		Device:    model,
 		Mem:       m.ram.mem,
@@ -49,7 +92,7 @@ func (m *Machine) add(name string, model virtio.Device) error {
 		return err
 	}
 	d.regs, d.counters = t, t.Counters
-	return m.connect(d)
+	return m.mmio.add(uint64(d.base), boot.DeviceStride, d.regs)
 }
 
 func (m *Machine) addDisks(env Env) error {
@@ -112,7 +155,7 @@ func (m *Machine) addConsole(env Env) error {
 		c.Input = env.Files[f]
 	}
 	if m.cfg.Test {
-		return nil // a bare-metal guest has ports to speak through
+		return nil
 	}
 	return m.add("console", console.New(c))
 }

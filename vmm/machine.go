@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,8 @@ type Env struct {
 	Confine func() error
 
 	Clock *timing.Clock // collects the steps of New; nil is none
+
+	filling bool // the VM is there already
 }
 
 // Exit is how a machine ended.
@@ -41,17 +44,18 @@ type Exit struct {
 
 // Machine is one microVM. Resume, Pause, Stats, SetBalloon, Stop, Wait and Close may be called by any goroutine.
 type Machine struct {
-	cfg    api.Config
-	log    *slog.Logger
-	vm     *kvm.VM
-	ram    *ram
-	image  *boot.Image
-	saved  *snapshot.State // that the machine is made from, while it is made; nil for one that boots
-	mmio   bus
-	ports  bus
-	cpus   []*vcpu
-	tscKHz uint32 // of the host; 0 if it does not say
-	devs   []*device
+	cfg      api.Config
+	log      *slog.Logger
+	vm       *kvm.VM
+	ram      *ram
+	image    *boot.Image
+	saved    *snapshot.State // that the machine is made from, while it is made; nil for one that boots
+	mmio     bus
+	ports    bus
+	cpus     []*vcpu
+	tscKHz   uint32 // of the host; 0 if it does not say
+	devs     []*device
+	modelled int // how many of devs have their model
 
 	balloon   *balloon.Device // nil without one
 	serialIRQ *os.File        // nil without a UART
@@ -65,6 +69,7 @@ type Machine struct {
 
 	mu    sync.Mutex // one change of state at a time
 	state State
+	empty bool      // made by NewEmpty and not filled yet
 	since time.Time // of the last pause
 
 	stopped atomic.Int64 // how long the last pause was, in nanoseconds
@@ -77,10 +82,57 @@ type Machine struct {
 
 // New builds the machine of cfg: memory, VM, interrupt controllers, vCPUs, devices, kernel, registers. It is
 // paused. On error everything New made is undone; files it took over may be closed.
-func New(cfg api.Config, env Env) (_ *Machine, err error) {
+func New(cfg api.Config, env Env) (*Machine, error) {
 	if err := check(&cfg, env); err != nil {
 		return nil, errors.Join(err, env.Shell.Close())
 	}
+	m := newMachine(cfg, env)
+	if err := m.carryOut(append(m.emptying(), m.filling()...), env); err != nil {
+		return nil, errors.Join(err, m.release(), env.Shell.Close())
+	}
+	m.start()
+	return m, nil
+}
+
+// NewEmpty builds an empty machine of cfg's shape, with cfg.Wait. It can do nothing but be filled, once, and be closed.
+func NewEmpty(cfg api.Config, env Env) (*Machine, error) {
+	if err := check(&cfg, env); err != nil {
+		return nil, errors.Join(err, env.Shell.Close())
+	}
+	m := newMachine(cfg, env)
+	if err := m.carryOut(m.emptying(), env); err != nil {
+		return nil, errors.Join(err, m.release(), env.Shell.Close())
+	}
+	m.empty = true
+	m.start()
+	return m, nil
+}
+
+// Fill makes an empty machine one that continues from the snapshot of cfg.Restore. cfg must be of its shape. Of env only Files,
+// Log and Clock count; Files[0] is nil, for the VM is there. After an error the machine can only be closed.
+func (m *Machine) Fill(cfg api.Config, env Env) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	env.Shell, env.filling = nil, true
+	if err := check(&cfg, env); err != nil {
+		return err
+	}
+	switch {
+	case !m.empty:
+		return fmt.Errorf("fill machine: it is not empty: %w", ErrState)
+	case cfg.Restore == nil || cfg.Wait || len(cfg.Pmem) > 0:
+		return fmt.Errorf("%w: only a snapshot without pmem devices fills an empty machine", ErrConfig)
+	case cfg.VCPUs != m.cfg.VCPUs || cfg.Memory != m.cfg.Memory || cfg.Test != m.cfg.Test || !slices.Equal(lines(&cfg), lines(&m.cfg)):
+		return fmt.Errorf("%w: the empty machine has another shape", ErrConfig)
+	}
+	m.empty, m.cfg = false, cfg
+	if env.Log != nil {
+		m.log = env.Log
+	}
+	return m.carryOut(m.filling(), env)
+}
+
+func newMachine(cfg api.Config, env Env) *Machine {
 	m := &Machine{
 		cfg: cfg, log: env.Log, confine: env.Confine, gate: newGate(), ended: make(chan struct{}),
 		mmio:  bus{name: "memory"},
@@ -89,24 +141,15 @@ func New(cfg api.Config, env Env) (_ *Machine, err error) {
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, m.release(), env.Shell.Close())
-		}
-	}()
-	for _, step := range m.building() {
-		if err := step.do(env); err != nil {
-			return nil, fmt.Errorf("build machine: %s: %w", step.name, err)
-		}
-		if env.Clock != nil {
-			env.Clock.Done(step.name)
-		}
-	}
+	return m
+}
+
+// start lets the vCPUs wait at the gate.
+func (m *Machine) start() {
 	for _, c := range m.cpus {
 		m.running.Add(1)
 		go m.loop(c)
 	}
-	return m, nil
 }
 
 // step is one part of making a machine.
@@ -115,20 +158,33 @@ type step struct {
 	do   func(Env) error
 }
 
-// building are the steps of a machine that boots, or of one that wakes.
-func (m *Machine) building() []step {
-	all := []step{{"memory", m.makeMemory}, {"vm", m.makeVM}, {"devices", m.makeDevices}}
+// emptying are the steps to an empty machine, for which nothing has to be known but its shape.
+func (m *Machine) emptying() []step {
+	return []step{{"memory", m.makeMemory}, {"vm", m.makeVM}, {"lines", m.makeLines}}
+}
+
+// filling are the steps from there to one that boots, or to one that wakes.
+func (m *Machine) filling() []step {
 	if m.cfg.Restore != nil {
-		return append([]step{{"state", m.readState}}, append(all, step{"restore", m.restore})...)
+		return []step{{"state", m.readState}, {"devices", m.makeDevices}, {"restore", m.restore}}
 	}
-	return append(all, step{"kernel", m.loadKernel}, step{"registers", m.setRegisters})
+	return []step{{"devices", m.makeDevices}, {"kernel", m.loadKernel}, {"registers", m.setRegisters}}
+}
+
+func (m *Machine) carryOut(steps []step, env Env) error {
+	for _, step := range steps {
+		if err := step.do(env); err != nil {
+			return fmt.Errorf("build machine: %s: %w", step.name, err)
+		}
+		if env.Clock != nil {
+			env.Clock.Done(step.name)
+		}
+	}
+	return nil
 }
 
 func (m *Machine) makeMemory(env Env) (err error) {
-	if m.saved != nil {
-		m.filled = m.saved.Blocks
-	}
-	m.ram, err = newRAM(&m.cfg, env, m.filled)
+	m.ram, err = newRAM(&m.cfg, env)
 	return err
 }
 
@@ -163,6 +219,9 @@ func (m *Machine) Resume(ctx context.Context) error {
 func (m *Machine) resume(ctx context.Context) error {
 	if err := m.state.to(Running); err != nil {
 		return err
+	}
+	if m.empty {
+		return fmt.Errorf("resume machine: it is empty: %w", ErrState)
 	}
 	if err := ctx.Err(); err != nil {
 		return err

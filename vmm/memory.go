@@ -27,14 +27,14 @@ type ram struct {
 const pmemAlign = 128 << 20
 
 // newRAM maps everything a guest of this configuration can touch. Slots are not set yet.
-func newRAM(cfg *api.Config, env Env, filled pageSet) (_ *ram, err error) {
+func newRAM(cfg *api.Config, env Env) (_ *ram, err error) {
 	r := &ram{layout: boot.RAM(uint64(cfg.Memory))}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.close())
 		}
 	}()
-	if err := r.mapRegions(cfg, env, filled); err != nil {
+	if err := r.mapRegions(cfg); err != nil {
 		return r, err
 	}
 	if err := r.mapPmem(cfg, env); err != nil {
@@ -43,9 +43,9 @@ func newRAM(cfg *api.Config, env Env, filled pageSet) (_ *ram, err error) {
 	return r, nil
 }
 
-// mapRegions makes the RAM: empty, or what a snapshot's memory file has, of which pages are read when they are touched
-// and copied when they are written. Then it is also noted who writes what, for the next snapshot.
-func (r *ram) mapRegions(cfg *api.Config, env Env, filled pageSet) (err error) {
+// mapRegions makes the RAM, empty. That of a machine which is to wake is made so that it is noted who writes what, for
+// the next snapshot.
+func (r *ram) mapRegions(cfg *api.Config) (err error) {
 	var regions []guestmem.Region
 	var offset int64
 	for _, l := range r.layout {
@@ -57,19 +57,28 @@ func (r *ram) mapRegions(cfg *api.Config, env Env, filled pageSet) (err error) {
 		if err = unix.Madvise(m.bytes, unix.MADV_HUGEPAGE); err != nil && !errors.Is(err, unix.EINVAL) {
 			return fmt.Errorf("advise huge pages for RAM at %#x: %w", l.Base, err) // EINVAL: a kernel without them
 		}
-		if cfg.Restore != nil {
-			if err := mapBlocks(m.bytes, env.Files[cfg.Restore.Memory], offset, filled); err != nil {
-				return fmt.Errorf("map RAM at %#x: %w", l.Base, err)
-			}
-		}
 		regions = append(regions, guestmem.Region{Base: l.Base, Host: m.bytes, Offset: offset})
 		offset += int64(l.Size)
-		r.slots = append(r.slots, kvm.MemSlot{Slot: uint32(len(r.slots)), GPA: uint64(l.Base), Host: m.bytes, LogDirty: cfg.Restore != nil})
+		r.slots = append(r.slots, kvm.MemSlot{Slot: uint32(len(r.slots)), GPA: uint64(l.Base), Host: m.bytes, LogDirty: wakes(cfg)})
 	}
-	if r.mem, err = guestmem.New(regions...); err == nil && cfg.Restore != nil {
+	if r.mem, err = guestmem.New(regions...); err == nil && wakes(cfg) {
 		r.mem.LogWrites()
 	}
 	return err
+}
+
+// wakes reports whether a machine of that configuration is made to wake from a snapshot, now or later.
+func wakes(cfg *api.Config) bool { return cfg.Restore != nil || cfg.Wait }
+
+// fill puts the blocks of a memory file that are filled in their places in RAM: pages are read from it when they are
+// touched, and copied when they are written.
+func (r *ram) fill(f *os.File, filled pageSet) error {
+	for _, region := range r.mem.Regions() {
+		if err := mapBlocks(region.Host, f, region.Offset, filled); err != nil {
+			return fmt.Errorf("map RAM at %#x: %w", region.Base, err)
+		}
+	}
+	return nil
 }
 
 // mapBlocks maps the blocks of a memory file that are filled over the part of RAM that begins at off in it. The holes stay

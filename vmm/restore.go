@@ -43,37 +43,51 @@ func (m *Machine) readState(env Env) error {
 	case len(s.VCPUs) != m.cfg.VCPUs:
 		return fmt.Errorf("%w: the snapshot is of %d vCPUs, this is %d", ErrConfig, len(s.VCPUs), m.cfg.VCPUs)
 	}
-	m.saved = s
-	return nil
+	for id := range s.VCPUs {
+		if err := m.checkCPUID(id, s); err != nil {
+			return err
+		}
+	}
+	m.saved, m.filled = s, s.Blocks
+	return m.ram.fill(env.Files[m.cfg.Restore.Memory], m.filled)
 }
 
 // clockTolerance is how far the frequencies of two hosts' clocks may be apart, in parts per million: what the guest's
 // time may run wrong by. NTP corrects 500.
 const clockTolerance = 250
 
-// savedCPUID returns the leaves that vCPU id was shown when it was saved, if this host would show it the same. Only the
-// frequencies may differ a little: they are measured anew at every start of a host.
-func (m *Machine) savedCPUID(id int, here []kvm.CPUIDEntry, khz uint32) ([]kvm.CPUIDEntry, error) {
-	there := m.saved.VCPUs[id].CPUID
-	limit := int64(khz) * clockTolerance / 1e6
-	if d := int64(m.saved.TSCKHz) - int64(khz); d < -limit || d > limit {
-		return nil, fmt.Errorf("%w: its clock ran at %d kHz, this processor's at %d kHz", ErrHost, m.saved.TSCKHz, khz)
+// checkCPUID looks whether this host shows vCPU id the same that it was shown when it was saved. Only the frequencies may
+// differ a little, for they are measured anew at every start of a host; then the guest is shown the old ones.
+func (m *Machine) checkCPUID(id int, s *snapshot.State) error {
+	here, there := m.cpus[id].cpuid, s.VCPUs[id].CPUID
+	limit := int64(m.tscKHz) * clockTolerance / 1e6
+	if d := int64(s.TSCKHz) - int64(m.tscKHz); d < -limit || d > limit {
+		return fmt.Errorf("%w: its clock ran at %d kHz, this processor's at %d kHz", ErrHost, s.TSCKHz, m.tscKHz)
 	}
 	if len(here) != len(there) {
-		return nil, fmt.Errorf("%w: another processor or kernel: %d CPUID leaves, here %d", ErrHost, len(there), len(here))
+		return fmt.Errorf("%w: another processor or kernel: %d CPUID leaves, here %d", ErrHost, len(there), len(here))
 	}
+	same := true
 	for i := range here {
-		if here[i] != there[i] && !boot.TellsFrequency(here[i].Function) {
-			return nil, fmt.Errorf("%w: another processor or kernel: CPUID leaf %#x.%d differs", ErrHost, here[i].Function, here[i].Index)
+		if here[i] == there[i] {
+			continue
 		}
+		if here[i].Function != there[i].Function || !boot.TellsFrequency(here[i].Function) {
+			return fmt.Errorf("%w: another processor or kernel: CPUID leaf %#x.%d differs", ErrHost, here[i].Function, here[i].Index)
+		}
+		same = false
 	}
-	return there, nil
+	if same {
+		return nil
+	}
+	m.cpus[id].cpuid = there
+	return m.cpus[id].kvm.SetCPUID(there)
 }
 
 // restore makes the new machine what the saved one was.
 func (m *Machine) restore(Env) error {
 	s := m.saved
-	m.saved = nil
+	m.saved = nil // it is large
 	if len(s.Devices) != len(m.devs) {
 		return fmt.Errorf("%w: the snapshot has %d devices, this machine %d", ErrConfig, len(s.Devices), len(m.devs))
 	}

@@ -321,3 +321,82 @@ func TestPageSetRuns(t *testing.T) {
 		t.Errorf("runs %v, want %v", got, want)
 	}
 }
+
+// TestShell wakes a snapshot in an empty machine, once, and refuses another shape.
+func TestShell(t *testing.T) {
+	m, p := newTestMachine(t, counting(), nil)
+	if err := m.Resume(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, p)
+	from, _ := save(t, m, nil, false)
+	empty := func(change func(*api.Config)) *Machine {
+		kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer kvm.Close()
+		cfg := m.cfg
+		cfg.Wait = true
+		if change != nil {
+			change(&cfg)
+		}
+		shell, err := NewEmpty(cfg, Env{Files: []*os.File{kvm}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := shell.Close(); err != nil {
+				t.Errorf("close: %v", err)
+			}
+		})
+		if err := shell.Rehearse(); err != nil {
+			t.Fatal(err)
+		}
+		return shell
+	}
+	cfg := m.cfg
+	cfg.Boot.Kernel = api.NoFile
+	cfg.Restore = &api.Restore{State: 1, Memory: 2}
+	fill := func(shell *Machine) error {
+		var files []*os.File
+		for _, f := range []*os.File{from.State, from.Memory} {
+			fd, err := unix.Dup(int(f.Fd()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, os.NewFile(uintptr(fd), f.Name()))
+		}
+		return shell.Fill(cfg, Env{Files: append([]*os.File{nil}, files...)})
+	}
+	for name, change := range map[string]func(*api.Config){
+		"more memory": func(c *api.Config) { c.Memory += 2 << 20 }, "more vCPUs": func(c *api.Config) { c.VCPUs++ },
+		"another device": func(c *api.Config) { c.Balloon = true },
+	} {
+		if err := fill(empty(change)); !errors.Is(err, ErrConfig) {
+			t.Errorf("%s: %v, want ErrConfig", name, err)
+		}
+	}
+	shell := empty(nil)
+	if err := shell.Resume(within(t)); !errors.Is(err, ErrState) {
+		t.Errorf("an empty machine was resumed: %v", err)
+	}
+	if err := fill(shell); err != nil {
+		t.Fatal(err)
+	}
+	if err := fill(shell); !errors.Is(err, ErrState) {
+		t.Errorf("filled twice: %v", err)
+	}
+	p = newProbe()
+	if err := shell.ports.add(portProbe, 4, p); err != nil {
+		t.Fatal(err)
+	}
+	p.reply(3)
+	if err := shell.Resume(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, p)
+	if got := p.values()[0]; got != 1003 {
+		t.Errorf("the shell woke with %d, want 1003", got)
+	}
+}

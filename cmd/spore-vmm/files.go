@@ -56,12 +56,12 @@ func receive() (api.Config, []*os.File, error) {
 }
 
 // logger writes JSON lines to the log file, if there is one.
-func logger(cfg api.Config, files []*os.File) *slog.Logger {
-	if cfg.Log < 0 {
+func logger(id string, files []*os.File, log api.File) *slog.Logger {
+	if log < 0 {
 		return slog.New(slog.DiscardHandler)
 	}
-	to := dropping{files[cfg.Log], descriptor(cfg.Log)}
-	return slog.New(slog.NewJSONHandler(to, nil)).With("sandbox", cfg.ID)
+	to := dropping{files[log], int(files[log].Fd())}
+	return slog.New(slog.NewJSONHandler(to, nil)).With("sandbox", id)
 }
 
 // dropping writes to a non-blocking descriptor and drops what does not fit: a reader that is slow or gone must not stop

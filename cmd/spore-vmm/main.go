@@ -56,11 +56,10 @@ func run(unjailed bool) error {
 	clock.Done("config")
 	time.Local = time.UTC // or the first log line would open /etc/localtime
 	runtime.GOMAXPROCS(cfg.VCPUs + 1)
-	log := logger(cfg, files)
 	if cfg.Control < 0 {
 		return errors.New("configuration names no control socket")
 	}
-	env := vmm.Env{Files: files, Shell: shell, Log: log, Clock: clock}
+	env := vmm.Env{Files: files, Shell: shell, Log: logger(cfg.ID, files, cfg.Log), Clock: clock}
 	if !unjailed {
 		env.Confine = confineVCPU
 	}
@@ -68,7 +67,7 @@ func run(unjailed bool) error {
 	if err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
-	server := control.New(conn, log)
+	server := control.New(conn, env.Log)
 	if err := serve(cfg, env, server, unjailed); err != nil {
 		server.Event(api.Event{Kind: api.EventExit, Reason: api.ExitInternal, Detail: err.Error()})
 		return err
@@ -78,7 +77,15 @@ func run(unjailed bool) error {
 
 // serve runs the machine from its making to its end.
 func serve(cfg api.Config, env vmm.Env, server *control.Server, unjailed bool) error {
-	m, err := vmm.New(cfg, env)
+	var m *vmm.Machine
+	var err error
+	if cfg.Wait {
+		if m, err = awaken(cfg, &env, server); m == nil {
+			return err // nil: nobody wanted the shell
+		}
+	} else {
+		m, err = vmm.New(cfg, env)
+	}
 	if err != nil {
 		return err
 	}

@@ -140,7 +140,7 @@ func TestWholeLife(t *testing.T) {
 				names = append(names, s.Name)
 				t.Logf("%-10s %8.3f ms", s.Name, float64(s.Nanos)/1e6)
 			}
-			if started.Kind != api.EventStarted || !strings.Contains(strings.Join(names, " "), "config memory vm devices kernel registers") {
+			if started.Kind != api.EventStarted || !strings.Contains(strings.Join(names, " "), "config memory vm lines devices kernel registers") {
 				t.Errorf("first event %+v", started)
 			}
 			if end := event(); end.Kind != api.EventExit || end.Reason != api.ExitPowerOff {

@@ -161,7 +161,7 @@ func openSandboxes(c *cli.Context) (*sandbox.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return store, errors.Join(store.Sweep(), openTemplates(c).Sweep())
+	return store, errors.Join(store.Sweep(), openTemplates(c).Sweep(), sandbox.SweepShells(poolDir(c)))
 }
 
 // findAll resolves every argument, at least one.

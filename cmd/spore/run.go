@@ -148,7 +148,9 @@ func sandboxHost(c *cli.Context) (sandbox.Host, error) {
 	if err != nil {
 		return sandbox.Host{}, err
 	}
-	return sandbox.Host{VMM: beside("spore-vmm"), Kernel: kernel, Initramfs: beside("initramfs.cpio"), Templates: openTemplates(c), Log: logger(c)}, nil
+	return sandbox.Host{VMM: beside("spore-vmm"), Kernel: kernel, Initramfs: beside("initramfs.cpio"), Templates: openTemplates(c),
+		Pool: poolDir(c), Disks: filepath.Join(stateDir(c), "sandboxes"), Log: logger(c),
+	}, nil
 }
 
 func runAction(c *cli.Context) error {

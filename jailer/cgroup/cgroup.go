@@ -19,7 +19,6 @@ import (
 const (
 	mountPoint = "/sys/fs/cgroup"
 	parent     = "spore" // below which root's groups are
-	startLimit = time.Minute
 )
 
 // ErrUnavailable says that there is no cgroup v2 directory with the needed controllers that this process may write.
@@ -95,9 +94,12 @@ func Path(name string) (string, error) {
 	return filepath.Join(base, name), err
 }
 
-// Empty returns the groups below ours that no process is in and that are older than a start takes: one that was made just
-// now is about to get its process.
-func Empty() ([]string, error) {
+// StartLimit is longer than a start takes: an empty group that is older does not wait for its process.
+const StartLimit = time.Minute
+
+// Empty returns the groups below ours that no process is in, whose names begin with prefix, and that are older than age: one
+// that was made just now may be about to get its process.
+func Empty(prefix string, age time.Duration) ([]string, error) {
 	base, err := root()
 	if err != nil {
 		return nil, err
@@ -112,7 +114,7 @@ func Empty() ([]string, error) {
 	var all []string
 	for _, e := range entries {
 		st, err := e.Info()
-		if err != nil || !e.IsDir() || time.Since(st.ModTime()) < startLimit {
+		if err != nil || !e.IsDir() || !strings.HasPrefix(e.Name(), prefix) || time.Since(st.ModTime()) < age {
 			continue
 		}
 		path := filepath.Join(base, e.Name())

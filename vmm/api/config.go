@@ -47,6 +47,10 @@ type Config struct {
 	Entropy File     `json:"entropy"` // /dev/urandom for the entropy device, or NoFile for none
 	Balloon bool     `json:"balloon"` // virtio balloon: inflate, deflate on OOM, statistics, free page reporting
 
+	// Wait marks a shell: an empty machine of this shape that waits for OpWake to bring it a snapshot and the files that are
+	// NoFile here. Boot and Restore are ignored.
+	Wait bool `json:"wait,omitempty"`
+
 	// Test marks a bare-metal guest: Boot.Kernel is a flat image loaded and entered at 1 MiB in 64-bit mode,
 	// and no ACPI tables are written.
 	Test bool `json:"test,omitempty"`

@@ -10,6 +10,7 @@ const (
 	OpStop    Op = "stop"    // end the machine now; the Exit event follows
 	OpStats   Op = "stats"   // Reply.Counters
 	OpBalloon Op = "balloon" // Request.Bytes is the new balloon size
+	OpWake    Op = "wake"    // to a shell: continue from the snapshot of Request.Config, whose files come with the request
 	OpSave    Op = "save"    // pause, and a snapshot into the SaveFiles descriptors that come with the request; Reply.Saved
 
 	// SaveFiles is how many descriptors come with OpSave: the state file and the memory file, both empty and open for
@@ -22,7 +23,11 @@ type Request struct {
 	ID    uint64 `json:"id"`
 	Op    Op     `json:"op"`
 	Bytes int64  `json:"bytes,omitempty"`
-	Live  bool   `json:"live,omitempty"` // OpSave: copy memory while the guest runs, where that is possible
+	// Config is OpWake's: File 1 is the first descriptor that comes with the request, attached as SaveFiles are; Control is
+	// NoFile, for the control socket stays.
+	Config *Config `json:"config,omitempty"`
+
+	Live bool `json:"live,omitempty"` // OpSave: copy memory while the guest runs, where that is possible
 }
 
 // Message is what the VMM sends: either a Reply or an Event, exactly one of them.
@@ -52,6 +57,7 @@ type EventKind string
 
 // The events. Started comes once, before the first guest instruction; Exit comes once and is the last message.
 const (
+	EventWaiting EventKind = "waiting" // instead, of a shell that is ready for OpWake; EventStarted follows that
 	EventStarted EventKind = "started"
 	EventExit    EventKind = "exit"
 )

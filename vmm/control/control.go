@@ -72,6 +72,19 @@ func (s *Server) send(m api.Message) error {
 	return wire.Write(s.conn, m)
 }
 
+// Await receives the request that a shell waits for. It returns io.EOF when the connection ends first.
+func (s *Server) Await() (api.Request, []*os.File, error) {
+	var r api.Request
+	if err := wire.Read(s.conn, &r); err != nil {
+		return r, nil, err
+	}
+	files := s.conn.Files()
+	if r.Op != api.OpWake || r.Config == nil {
+		return r, files, fmt.Errorf("a shell was asked to %q", r.Op)
+	}
+	return r, files, nil
+}
+
 // Serve answers requests, one at a time, until the connection ends; then it stops the machine, because nobody is left
 // to do it. It returns what ended the connection, nil for an orderly close.
 func (s *Server) Serve(ctx context.Context, m Machine) error {

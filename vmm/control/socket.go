@@ -30,9 +30,9 @@ func NewSocket(f *os.File) (*Socket, error) {
 func (s *Socket) Write(p []byte) (int, error) { return s.file.Write(p) }
 
 // Read receives bytes, and keeps the descriptors that come with them for Files. Nobody gets more of them into this process
-// than one request may have.
+// than a machine may have.
 func (s *Socket) Read(p []byte) (n int, err error) {
-	oob := make([]byte, unix.CmsgSpace(4*api.SaveFiles))
+	oob := make([]byte, unix.CmsgSpace(4*api.MaxFiles))
 	var oobn int
 	outer := s.raw.Read(func(fd uintptr) bool {
 		for {
@@ -66,7 +66,7 @@ func (s *Socket) keep(oob []byte) {
 			continue
 		}
 		for _, fd := range fds {
-			if len(s.files) == api.SaveFiles {
+			if len(s.files) == api.MaxFiles {
 				unix.Close(fd)
 				continue
 			}

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spore/internal/wire"
+	"spore/jailer"
+	"spore/sandbox"
+	"spore/vmm/api"
+)
+
+// shell is a jailed VMM that waits for a snapshot.
+type shell struct {
+	process *sandbox.Jailed
+	control *os.File
+}
+
+// shape is the configuration of a bare-metal guest's machine without its files.
+func shape(memory int64) api.Config {
+	return api.Config{
+		Version: api.Version, ID: "bench", VCPUs: 1, Memory: memory, Log: api.NoFile, Entropy: api.NoFile, Test: true,
+		Boot: api.Boot{Kernel: api.NoFile, Initrd: api.NoFile}, Console: api.Console{Output: api.NoFile, Input: api.NoFile},
+		Vsock: &api.Vsock{CID: 3, Broker: api.NoFile},
+	}
+}
+
+// startShell starts one and waits until it is ready.
+func startShell(s settings, memory int64, without []jailer.Layer) (*shell, error) {
+	config, theirConfig, err := pair(unix.SOCK_STREAM)
+	if err != nil {
+		return nil, err
+	}
+	defer config.Close()
+	defer theirConfig.Close()
+	control, theirControl, err := pair(unix.SOCK_STREAM)
+	if err != nil {
+		return nil, err
+	}
+	defer theirControl.Close()
+	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer kvm.Close()
+	c := shape(memory)
+	c.Wait, c.Control = true, 1
+	if err := wire.Write(config, c); err != nil {
+		return nil, err
+	}
+	sh := &shell{control: control}
+	sh.process, err = sandbox.Jail{
+		VMM: s.ours.vmm, ID: fmt.Sprintf("bench-shell-%d", os.Getpid()), Files: []*os.File{theirConfig, kvm, theirControl}, CPUs: 1, Memory: memory, Without: without,
+	}.Start()
+	if err != nil {
+		return nil, err
+	}
+	return sh, sh.await(api.EventWaiting)
+}
+
+// await reads the next event, which must be of that kind.
+func (sh *shell) await(kind api.EventKind) error {
+	_, err := sh.next(kind)
+	return err
+}
+
+func (sh *shell) next(kind api.EventKind) (api.Event, error) {
+	sh.control.SetReadDeadline(time.Now().Add(runLimit))
+	var msg api.Message
+	if err := wire.Read(sh.control, &msg); err != nil {
+		return api.Event{}, fmt.Errorf("wait for %s: %w", kind, err)
+	}
+	if msg.Event == nil || msg.Event.Kind != kind {
+		return api.Event{}, fmt.Errorf("wait for %s: got %+v", kind, msg.Event)
+	}
+	return *msg.Event, nil
+}
+
+func (sh *shell) stop() error {
+	sh.control.Close()
+	sh.process.Kill()
+	_, err := sh.process.Wait()
+	return errors.Join(err, sh.process.Release())
+}
+
+// wake gives the shell a snapshot.
+func (sh *shell) wake(d dormant, memory int64) error {
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	for _, path := range []string{d.state, d.memory} {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		files = append(files, f)
+	}
+	ours, theirs, err := pair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		return err
+	}
+	defer ours.Close()
+	files = append(files, theirs)
+	c := shape(memory)
+	c.Restore, c.Vsock.Broker, c.Control = &api.Restore{State: 1, Memory: 2}, 3, api.NoFile
+	frame := &frameWriter{}
+	if err := wire.Write(frame, api.Request{ID: 1, Op: api.OpWake, Config: &c}); err != nil {
+		return err
+	}
+	raw, err := sh.control.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var fds []int
+	for _, f := range files {
+		fds = append(fds, int(f.Fd()))
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) { inner = unix.Sendmsg(int(fd), frame.b, unix.UnixRights(fds...), nil, 0) })
+	return errors.Join(err, inner)
+}
+
+// measurePool times t0 → t3 from a shell that stands ready, and the restore call alone for sizes from 64 MiB to 4 GiB.
+func measurePool(s settings, r *results) error {
+	without, where := noCgroup(), here()
+	for _, size := range []int64{bootMemory, 64 << 20, 1 << 30, 4 << 30} {
+		d, err := putToSleep(s, size, without)
+		if err != nil {
+			return fmt.Errorf("put to sleep: %w", err)
+		}
+		n := s.wakes
+		if size != bootMemory {
+			n = max(1, n/10)
+		}
+		var running, first, restore []float64
+		for i := range n + 5 {
+			sh, err := startShell(s, size, without)
+			if err != nil {
+				return err
+			}
+			began := time.Now()
+			since := func() float64 { return float64(time.Since(began).Nanoseconds()) / 1e6 }
+			err = sh.wake(d, size)
+			var e api.Event
+			if err == nil {
+				e, err = sh.next(api.EventStarted)
+			}
+			t2 := since()
+			if err == nil {
+				err = sh.await(api.EventExit)
+			}
+			t3 := since()
+			if err := errors.Join(err, sh.stop()); err != nil {
+				return err
+			}
+			if i < 5 {
+				continue
+			}
+			running, first = append(running, t2), append(first, t3)
+			var sum float64
+			for _, step := range e.Steps {
+				if step.Name == "state" || step.Name == "restore" {
+					sum += float64(step.Nanos) / 1e6
+				}
+			}
+			restore = append(restore, sum)
+		}
+		if size == bootMemory {
+			r.add("wake, shell from the pool: t0 → t2, vCPUs running", where, "ms", running, "", nil, nil)
+			r.add("wake, shell from the pool: t0 → t3, first instruction", where, "ms", first, "", nil, &bar{value: 0.6})
+		}
+		r.add(fmt.Sprintf("restore call alone, mapping and state, %d MiB", size>>20), where, "ms", restore, "", nil, &bar{value: 0.3})
+	}
+	return nil
+}

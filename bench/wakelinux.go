@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"spore/agent"
+)
+
+// makeReady makes a booted guest what every sandbox's is: set up, its agent waiting for requests.
+func makeReady(m machine) error {
+	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
+	defer cancel()
+	conn, err := m.agentReady(ctx)
+	if err != nil {
+		return err
+	}
+	// The connection stays open, as a supervisor's does.
+	_, err = agent.Handshake(ctx, conn, agent.Setup{Hostname: "bench", Entropy: entropy(), Now: time.Now().UnixNano(), Lower: "vda", Upper: "vdb"})
+	return err
+}
+
+func entropy() []byte {
+	b := make([]byte, 64)
+	rand.Read(b) // never fails, see crypto/rand
+	return b
+}
+
+// answers waits until the agent of a woken guest has taken in that it is another's now.
+func answers(m machine) error {
+	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
+	defer cancel()
+	return agent.Resume(ctx, m.dial, agent.Resumed{Now: time.Now().UnixNano(), Entropy: entropy(), Hostname: "other"})
+}
+
+// sporeTemplate boots a guest of ours and saves it.
+func sporeTemplate(f files, dir string) (dormant, error) {
+	d := dormant{filepath.Join(dir, "linux-state"), filepath.Join(dir, "linux-memory")}
+	m, err := startSpore(f, bootMemory, false)
+	if err != nil {
+		return d, err
+	}
+	defer m.stop()
+	if err := makeReady(m); err != nil {
+		return d, err
+	}
+	if _, err := m.started(runLimit); err != nil {
+		return d, err
+	}
+	var out []*os.File
+	for _, path := range []string{d.state, d.memory} {
+		g, err := os.Create(path)
+		if err != nil {
+			return d, err
+		}
+		defer g.Close()
+		out = append(out, g)
+	}
+	if err := m.save(out); err != nil {
+		return d, err
+	}
+	return d, out[1].Truncate(bootMemory)
+}
+
+// qemuTemplate boots the same guest under QEMU and saves it as a stream, the form that it restores fastest from.
+func qemuTemplate(f files, dir string) (string, error) {
+	stream, socket := filepath.Join(dir, "linux-qemu"), filepath.Join(dir, "qmp")
+	m, err := startQEMU(f, bootMemory, append([]string{"-qmp", "unix:" + socket + ",server,nowait"}, tuned...), cmdline)
+	if err != nil {
+		return "", err
+	}
+	defer m.stop()
+	if err := makeReady(m); err != nil {
+		return "", err
+	}
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(runLimit))
+	q := qmp{bufio.NewReader(conn), conn}
+	for _, c := range []string{`{"execute":"qmp_capabilities"}`, `{"execute":"stop"}`, `{"execute":"migrate","arguments":{"uri":"exec:cat >` + stream + `"}}`} {
+		if _, err := q.do(c); err != nil {
+			return "", err
+		}
+	}
+	for {
+		status, err := q.do(`{"execute":"query-migrate"}`)
+		if err != nil || status == "failed" {
+			return "", fmt.Errorf("QEMU: migrate: %s, %v", status, err)
+		}
+		if status == "completed" {
+			return stream, nil
+		}
+		time.Sleep(10 * time.Millisecond) // QMP has no other way to wait without events
+	}
+}
+
+// qmp speaks QEMU's control protocol as far as a snapshot needs it.
+type qmp struct {
+	r *bufio.Reader
+	w io.Writer
+}
+
+// do carries out one command and returns the status in its result, if it has one.
+func (q qmp) do(command string) (string, error) {
+	if _, err := io.WriteString(q.w, command+"\n"); err != nil {
+		return "", err
+	}
+	for {
+		line, err := q.r.ReadBytes('\n')
+		if err != nil {
+			return "", err
+		}
+		var reply struct {
+			Return *struct{ Status string }
+			Error  *struct{ Desc string }
+		}
+		if err := json.Unmarshal(line, &reply); err != nil {
+			return "", err
+		}
+		switch {
+		case reply.Error != nil:
+			return "", fmt.Errorf("QEMU: %s: %s", command, reply.Error.Desc)
+		case reply.Return != nil:
+			return reply.Return.Status, nil
+		}
+	}
+}
+
+// wakeTo starts a machine and returns the milliseconds until its agent answers, and then until a command has run.
+func wakeTo(start func() (machine, error), command bool) (agentAt, commandAt float64, err error) {
+	began := time.Now()
+	since := func() float64 { return float64(time.Since(began).Microseconds()) / 1e3 }
+	m, err := start()
+	if err != nil {
+		return 0, 0, err
+	}
+	defer m.stop()
+	if err := answers(m); err != nil {
+		return 0, 0, err
+	}
+	agentAt = since()
+	if !command {
+		return agentAt, 0, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
+	defer cancel()
+	p, err := agent.Start(ctx, m.dial, agent.Exec{Args: []string{"/bin/true"}, Dir: "/", Env: []string{"PATH=/usr/bin:/bin"}}, agent.Streams{})
+	if err != nil {
+		return agentAt, 0, err
+	}
+	if exit, err := p.Wait(); err != nil || exit.Code != 0 {
+		return agentAt, 0, fmt.Errorf("true ended with %+v, %v", exit, err)
+	}
+	return agentAt, since(), nil
+}
+
+// measureWakeLinux times t0 → t4, request → agent answers, of a Linux guest with a root file system, in a fresh process,
+// beside QEMU's restore of the same guest.
+func measureWakeLinux(s settings, r *results) error {
+	f := files{vmm: s.ours.vmm, kernel: s.ours.kernel, initramfs: s.ours.initramfs, image: s.ours.image, writable: s.ours.writable, without: noCgroup()}
+	copyOf := func(name string) (files, error) { // each side writes to a disk of its own
+		g := f
+		g.writable = filepath.Join(s.scratch, name)
+		return g, copyFile(g.writable, f.writable)
+	}
+	ours, err := copyOf("wake-spore")
+	if err != nil {
+		return err
+	}
+	theirs, err := copyOf("wake-qemu")
+	if err != nil {
+		return err
+	}
+	d, err := sporeTemplate(ours, s.scratch)
+	if err != nil {
+		return fmt.Errorf("spore: template: %w", err)
+	}
+	stream, err := qemuTemplate(theirs, s.scratch)
+	if err != nil {
+		return fmt.Errorf("QEMU: template: %w", err)
+	}
+	ours.state, ours.memory = d.state, d.memory
+	var spore, sporeTrue, qemu, qemuTrue []float64
+	for i := range s.boots + 1 {
+		a, c, err := wakeTo(func() (machine, error) { return startSpore(ours, bootMemory, false) }, true)
+		if err != nil {
+			return fmt.Errorf("spore: %w", err)
+		}
+		spore, sporeTrue = append(spore, a), append(sporeTrue, c)
+		a, c, err = wakeTo(func() (machine, error) {
+			return startQEMU(theirs, bootMemory, append([]string{"-incoming", "exec:cat " + stream}, tuned...), cmdline)
+		}, true)
+		if err != nil {
+			return fmt.Errorf("QEMU: %w", err)
+		}
+		qemu, qemuTrue = append(qemu, a), append(qemuTrue, c)
+		if i == 0 {
+			spore, sporeTrue, qemu, qemuTrue = nil, nil, nil, nil
+		}
+	}
+	r.add("wake, fresh process: t0 → t4, agent answers", "emulated host", "ms", spore, "QEMU microvm, restored from a stream", qemu, &bar{ratio: 0.12})
+	r.add("wake, fresh process: t0 → t6, /bin/true has run", "emulated host", "ms", sporeTrue, "QEMU microvm, restored from a stream", qemuTrue, nil)
+	return nil
+}

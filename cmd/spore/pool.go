@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"spore/sandbox"
+)
+
+func poolCommand() *cli.Command {
+	return &cli.Command{
+		Name: "pool", Usage: "keep shells ready, so that sandboxes wake sooner",
+		Description: "A shell is a jailed VMM with an empty machine. A sandbox that wakes from a template or a snapshot takes one, if one\n" +
+			"of its CPUs and memory stands ready, uses it once, and another is started in the background.",
+		Subcommands: []*cli.Command{
+			{
+				Name: "start", Usage: "start the pool, unless it runs",
+				Flags: []cli.Flag{
+					&cli.IntFlag{Name: "depth", Usage: "keep `N` shells of each class ready", Value: 2},
+					&cli.IntFlag{Name: "max", Usage: "at most `N` in all classes", Value: 16},
+					&cli.DurationFlag{Name: "idle", Usage: "give up a class that nobody wanted for `TIME` (0: never)", Value: 10 * time.Minute},
+					&cli.IntFlag{Name: "cpus", Usage: "begin with the class of `N` virtual CPUs", Value: sandbox.DefaultCPUs},
+					&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "and that much memory", Value: "512m"},
+					withoutFlag(),
+				},
+				Action: onSandboxHost(poolStart),
+			},
+			{Name: "status", Usage: "show what stands ready, and how often that was enough", Flags: []cli.Flag{jsonFlag()}, Action: onSandboxHost(poolStatus)},
+			{Name: "stop", Usage: "give up the shells; sandboxes that run in some go on", Action: onSandboxHost(func(c *cli.Context) error {
+				return sandbox.StopPool(poolDir(c))
+			})},
+			{Name: "serve", Hidden: true, Flags: []cli.Flag{
+				&cli.IntFlag{Name: "depth"}, &cli.IntFlag{Name: "max"}, &cli.DurationFlag{Name: "idle"},
+				&cli.IntFlag{Name: "cpus"}, &cli.StringFlag{Name: "memory"}, withoutFlag(),
+			}, Action: poolServe},
+		},
+	}
+}
+
+func poolDir(c *cli.Context) string { return filepath.Join(stateDir(c), "pool") }
+
+// poolStart runs "spore pool serve" in the background and waits until its first shells stand ready.
+func poolStart(c *cli.Context) error {
+	if _, err := sandbox.AskPool(poolDir(c)); err == nil {
+		return nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	pr, pw, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer pr.Close()
+	args := []string{
+		"--native", "--state-dir", stateDir(c), "--cache-dir", cacheDir(c), "pool", "serve", "--depth", fmt.Sprint(c.Int("depth")),
+		"--max", fmt.Sprint(c.Int("max")), "--idle", c.Duration("idle").String(), "--cpus", fmt.Sprint(c.Int("cpus")), "--memory", c.String("memory"),
+	}
+	for _, l := range c.StringSlice("jail-without") {
+		args = append(args, "--jail-without", l)
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Dir = "/" // a background process keeps no directory busy
+	cmd.ExtraFiles = []*os.File{pw}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	pw.Close()
+	if err != nil {
+		return fmt.Errorf("start pool: %w", err)
+	}
+	said, err := io.ReadAll(io.LimitReader(pr, 64<<10))
+	switch {
+	case err != nil:
+		return fmt.Errorf("start pool: %w", err)
+	case string(said) == readyWord:
+		return cmd.Process.Release()
+	case len(said) == 0:
+		return errors.New("the pool ended before it stood ready")
+	}
+	return errors.New(strings.TrimSpace(string(said)))
+}
+
+// poolServe owns the shells until it is told to stop.
+func poolServe(c *cli.Context) error {
+	say := os.NewFile(3, "ready")
+	unix.CloseOnExec(3)
+	err := servePool(c, say)
+	if err != nil && say != nil {
+		fmt.Fprintln(say, err)
+	}
+	return err
+}
+
+func servePool(c *cli.Context, say *os.File) error {
+	host, err := sandboxHost(c)
+	if err != nil {
+		return err
+	}
+	memory, err := parseSize(c.String("memory"))
+	if err != nil {
+		return fmt.Errorf("--memory: %w", err)
+	}
+	without, err := allowedMissing(c)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.WithoutCancel(c.Context), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	pool := sandbox.NewPool(poolDir(c), host, sandbox.PoolConfig{Depth: max(1, c.Int("depth")), Max: max(1, c.Int("max")), Idle: c.Duration("idle")})
+	first := sandbox.ClassOf(sandbox.Config{CPUs: c.Int("cpus"), Memory: memory, JailWithout: without})
+	var keepErr error
+	err = pool.Serve(ctx, func() {
+		if keepErr = pool.Keep(first); keepErr != nil {
+			stop()
+			return
+		}
+		io.WriteString(say, readyWord)
+		say.Close()
+	})
+	return errors.Join(keepErr, err)
+}
+
+func poolStatus(c *cli.Context) error {
+	stats, err := sandbox.AskPool(poolDir(c))
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, stats)
+	}
+	w := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "CPUS\tMEMORY\tDISK UP TO\tREADY\tHITS\tMISSES")
+	for _, s := range stats {
+		fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%d\t%d\n", s.CPUs, formatSize(s.Memory), formatSize(s.Disk), s.Ready, s.Hits, s.Misses)
+	}
+	return w.Flush()
+}

@@ -1,0 +1,180 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spore/internal/wire"
+	"spore/jailer"
+	"spore/jailer/cgroup"
+)
+
+// vmmProcess is the process of a VMM: one that this process started, or a shell out of the pool.
+type vmmProcess interface {
+	wait() error // until nothing of it is left; how it ended, if not well
+	kill()
+	pid() int
+	missing() []jailer.Layer // of its jail
+}
+
+// ownVMM is a VMM that this process started.
+type ownVMM struct{ *Jailed }
+
+func (o ownVMM) wait() error {
+	st, err := o.Wait()
+	if o.PidFD >= 0 {
+		unix.Close(o.PidFD)
+	}
+	if err == nil && !st.Success() {
+		err = errors.New(st.String())
+	}
+	return errors.Join(err, o.Release())
+}
+
+func (o ownVMM) kill()                   { o.Kill() }
+func (o ownVMM) pid() int                { return o.Pid }
+func (o ownVMM) missing() []jailer.Layer { return o.Missing }
+
+// shell is one that was taken out of the pool. The pool is its parent.
+type shell struct {
+	pool    *net.UnixConn // lasts as long as the shell
+	control *os.File      // its control socket
+	pidFD   int
+	reply   poolReply
+}
+
+// poolPatience is how long the pool may take to hand a shell over. It is less than starting one takes.
+const poolPatience = 500 * time.Millisecond
+
+// takeShell asks the pool in dir for a shell. It returns nil when there is no pool, or none of the class stands ready.
+func takeShell(dir string, c Class) (*shell, error) {
+	conn, err := dialUnix(dir, poolSocket)
+	if err != nil {
+		return nil, nil // no pool
+	}
+	conn.SetDeadline(time.Now().Add(poolPatience))
+	s := &shell{pool: conn}
+	if err := wire.Write(conn, poolRequest{poolTake, c}); err == nil {
+		err = wire.Read(conn, &s.reply)
+		if err == nil && !s.reply.Shell {
+			conn.Close()
+			return nil, nil
+		}
+	}
+	if err == nil {
+		err = s.receive()
+	}
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("take a shell from the pool: %w", err)
+	}
+	conn.SetDeadline(time.Time{})
+	return s, nil
+}
+
+// receive takes over the two descriptors.
+func (s *shell) receive() error {
+	oob := make([]byte, unix.CmsgSpace(2*4))
+	_, n, _, _, err := s.pool.ReadMsgUnix(make([]byte, 1), oob)
+	if err != nil {
+		return err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 {
+		return errors.Join(errNoFile, err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return err
+	}
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
+	}
+	if len(fds) != 2 {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		return errNoFile
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return os.NewSyscallError("fcntl", err)
+	}
+	s.control, s.pidFD = os.NewFile(uintptr(fds[0]), "control"), fds[1]
+	return nil
+}
+
+// wait hears from the pool how the shell ended. When the pool dies first, its children are nobody's: then the process
+// is waited for, and what is left of its jail is taken away here.
+func (s *shell) wait() error {
+	defer unix.Close(s.pidFD)
+	defer s.pool.Close()
+	var end poolEnd
+	if err := wire.Read(s.pool, &end); err == nil {
+		if end.How != "" {
+			return errors.New(end.How)
+		}
+		return nil
+	}
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.pidFD), Events: unix.POLLIN}}, -1)
+		if n > 0 || err != nil && err != unix.EINTR {
+			break
+		}
+	}
+	if s.reply.Group == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), cgroupLimit)
+	defer cancel()
+	return cgroup.Remove(ctx, s.reply.Group)
+}
+
+// discard throws away a shell that was not used: it ends when its control socket does, and the pool buries it.
+func (s *shell) discard() {
+	s.control.Close()
+	s.pool.Close()
+	unix.Close(s.pidFD)
+}
+
+func (s *shell) kill()                   { _ = unix.PidfdSendSignal(s.pidFD, unix.SIGKILL, nil, 0) } // it may have ended
+func (s *shell) pid() int                { return s.reply.Pid }
+func (s *shell) missing() []jailer.Layer { return s.reply.Missing }
+
+// AskPool asks the pool in dir for its figures. ErrNoPool says that there is none.
+func AskPool(dir string) ([]ShelfStats, error) {
+	r, err := askPool(dir, poolStats)
+	return r.Stats, err
+}
+
+// StopPool tells the pool in dir to end. Sandboxes that run in its shells go on.
+func StopPool(dir string) error {
+	_, err := askPool(dir, poolStop)
+	return err
+}
+
+// ErrNoPool says that no pool runs.
+var ErrNoPool = errors.New("no pool runs: 'spore pool start' starts one")
+
+func askPool(dir string, verb poolVerb) (r poolReply, err error) {
+	conn, err := dialUnix(dir, poolSocket)
+	if err != nil {
+		return r, ErrNoPool
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(requestLimit))
+	if err := wire.Write(conn, poolRequest{Verb: verb}); err != nil {
+		return r, fmt.Errorf("ask the pool: %w", err)
+	}
+	if err := wire.Read(conn, &r); err != nil {
+		return r, fmt.Errorf("ask the pool: %w", err)
+	}
+	return r, nil
+}
