@@ -145,18 +145,17 @@ func measurePool(s settings, r *results) error {
 			if err != nil {
 				return err
 			}
-			began := time.Now()
-			since := func() float64 { return float64(time.Since(began).Nanoseconds()) / 1e6 }
+			began := monotonic()
 			err = sh.wake(d, size)
-			var e api.Event
+			var e, end api.Event
 			if err == nil {
 				e, err = sh.next(api.EventStarted)
 			}
-			t2 := since()
+			t2 := float64(monotonic()-began) / 1e6
 			if err == nil {
-				err = sh.await(api.EventExit)
+				end, err = sh.next(api.EventExit)
 			}
-			t3 := since()
+			t3 := float64(end.First-began) / 1e6
 			if err := errors.Join(err, sh.stop()); err != nil {
 				return err
 			}

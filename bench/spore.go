@@ -159,16 +159,28 @@ func (m *sporeMachine) stop() {
 
 // ended waits until the machine says that it has ended, and why.
 func (m *sporeMachine) ended(limit time.Duration) (string, error) {
+	e, err := m.end(limit)
+	return fmt.Sprintf("%s: %s", e.Reason, e.Detail), err
+}
+
+func (m *sporeMachine) end(limit time.Duration) (api.Event, error) {
 	m.control.SetReadDeadline(time.Now().Add(limit))
 	for {
 		var msg api.Message
 		if err := wire.Read(m.control, &msg); err != nil {
-			return "", fmt.Errorf("wait for the machine's end: %w", err)
+			return api.Event{}, fmt.Errorf("wait for the machine's end: %w", err)
 		}
 		if msg.Event != nil && msg.Event.Kind == api.EventExit {
-			return fmt.Sprintf("%s: %s", msg.Event.Reason, msg.Event.Detail), nil
+			return *msg.Event, nil
 		}
 	}
+}
+
+// monotonic is the clock that the VMM stamps the first exit with, in nanoseconds.
+func monotonic() int64 {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
+	return ts.Nano()
 }
 
 func pair(kind int) (ours, theirs *os.File, err error) {

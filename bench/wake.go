@@ -114,10 +114,10 @@ type stamps struct {
 	steps                             []api.Step // of the VMM
 }
 
-// wakeOnce wakes a bare-metal guest in a fresh jailed process. Its first instructions end it, and the end is taken for them.
+// wakeOnce wakes a bare-metal guest in a fresh jailed process. Its first instructions end it; the VMM says when that was.
 func wakeOnce(f files, memory int64) (s stamps, err error) {
-	began := time.Now()
-	since := func() float64 { return float64(time.Since(began).Nanoseconds()) / 1e6 }
+	began := monotonic()
+	since := func() float64 { return float64(monotonic()-began) / 1e6 }
 	m, err := startSpore(f, memory, true)
 	if err != nil {
 		return s, err
@@ -128,8 +128,8 @@ func wakeOnce(f files, memory int64) (s stamps, err error) {
 		return s, err
 	}
 	s.running = since()
-	_, err = m.ended(runLimit)
-	s.first = since()
+	e, err := m.end(runLimit)
+	s.first = float64(e.First-began) / 1e6
 	return s, err
 }
 

@@ -72,7 +72,8 @@ type Machine struct {
 	empty bool      // made by NewEmpty and not filled yet
 	since time.Time // of the last pause
 
-	stopped atomic.Int64 // how long the last pause was, in nanoseconds
+	firstExit atomic.Int64 // when
+	stopped   atomic.Int64 // how long the last pause was, in nanoseconds
 
 	ending atomic.Bool   // the machine has ended or is about to
 	once   sync.Once     // the first end is the one that counts

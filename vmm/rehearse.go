@@ -42,7 +42,10 @@ func (m *Machine) Rehearse() error {
 		return fmt.Errorf("rehearse: %w", err)
 	}
 	for i, c := range m.cpus { // back where it came from
-		if err := loadVCPU(c.kvm, &s.VCPUs[i]); err != nil {
+		if err := loadVCPU(c.kvm, &s.VCPUs[i], nil); err != nil {
+			return fmt.Errorf("rehearse: vCPU %d: %w", c.id, err)
+		}
+		if c.fresh, err = saveVCPU(c.kvm); err != nil {
 			return fmt.Errorf("rehearse: vCPU %d: %w", c.id, err)
 		}
 	}

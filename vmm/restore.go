@@ -29,8 +29,12 @@ func (m *Machine) readState(env Env) error {
 	}
 	file := env.Files[m.cfg.Restore.State]
 	defer file.Close()
-	raw, err := io.ReadAll(io.NewSectionReader(file, 0, snapshot.MaxSize+1))
+	st, err := file.Stat()
 	if err != nil {
+		return fmt.Errorf("look at machine state: %w", err)
+	}
+	raw := make([]byte, min(st.Size(), snapshot.MaxSize+1))
+	if _, err := file.ReadAt(raw, 0); err != nil && err != io.EOF {
 		return fmt.Errorf("read machine state: %w", err)
 	}
 	s, err := snapshot.Decode(raw)
@@ -101,7 +105,7 @@ func (m *Machine) restore(Env) error {
 		return err
 	}
 	for i, c := range m.cpus {
-		if err := loadVCPU(c.kvm, &s.VCPUs[i]); err != nil {
+		if err := loadVCPU(c.kvm, &s.VCPUs[i], c.fresh); err != nil {
 			return fmt.Errorf("vCPU %d: %w", c.id, err)
 		}
 	}

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
 	"spore/kvm"
 	"spore/vmm/api"
+	"spore/vmm/snapshot"
 )
 
 // exitKinds bounds the exit reasons that are counted by number; all others share the last place.
@@ -16,6 +19,7 @@ const exitKinds = 32
 type vcpu struct {
 	id    int
 	kvm   *kvm.VCPU
+	fresh *snapshot.VCPU // its state before it was given one, if that is known
 	cpuid []kvm.CPUIDEntry
 	exits [exitKinds]atomic.Uint64
 	kicks atomic.Uint64 // returns because of a signal, wanted or not
@@ -71,6 +75,9 @@ func (m *Machine) enter(c *vcpu) (reason api.ExitReason, detail string) {
 			return "", ""
 		}
 		c.exits[min(exit.Reason, exitKinds-1)].Add(1)
+		if m.firstExit.Load() == 0 {
+			m.firstExit.CompareAndSwap(0, monotonic())
+		}
 		switch exit.Reason {
 		case kvm.ExitIO:
 			m.portAccess(exit)
@@ -86,6 +93,19 @@ func (m *Machine) enter(c *vcpu) (reason api.ExitReason, detail string) {
 		}
 	}
 }
+
+// monotonic is CLOCK_MONOTONIC in nanoseconds: the same for every process of the host.
+func monotonic() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0
+	}
+	return ts.Nano()
+}
+
+// FirstExit is when a vCPU of the machine first came back from the guest to be answered, by CLOCK_MONOTONIC in nanoseconds;
+// 0 if none has.
+func (m *Machine) FirstExit() int64 { return m.firstExit.Load() }
 
 func (m *Machine) memoryAccess(e kvm.Exit) {
 	if e.Write {

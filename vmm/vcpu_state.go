@@ -13,53 +13,51 @@ type vcpuStep struct {
 	name string
 	get  func(v *kvm.VCPU, s *snapshot.VCPU) error
 	set  func(v *kvm.VCPU, s *snapshot.VCPU) error
+	same func(a, b *snapshot.VCPU) bool // nil for a part that is always set
 }
 
 // vcpuSteps in the order in which they are set; each comes after what it depends on. Getting them goes the other way
 // round: MP state, which settles pending INIT and SIPI, first of all, and the LAPIC before the MSRs that belong to it.
 var vcpuSteps = []vcpuStep{
-	{"registers", get((*kvm.VCPU).Regs, func(s *snapshot.VCPU) *kvm.Regs { return &s.Regs }),
-		set((*kvm.VCPU).SetRegs, func(s *snapshot.VCPU) *kvm.Regs { return &s.Regs })},
-	{"xsave", getPointer((*kvm.VCPU).XSave, func(s *snapshot.VCPU) *kvm.XSave { return &s.XSave }),
-		set((*kvm.VCPU).SetXSave, func(s *snapshot.VCPU) *kvm.XSave { return &s.XSave })},
-	{"xcrs", get((*kvm.VCPU).XCRs, func(s *snapshot.VCPU) *kvm.XCRs { return &s.XCRs }),
-		set((*kvm.VCPU).SetXCRs, func(s *snapshot.VCPU) *kvm.XCRs { return &s.XCRs })},
+	part("registers", (*kvm.VCPU).Regs, (*kvm.VCPU).SetRegs, func(s *snapshot.VCPU) *kvm.Regs { return &s.Regs }),
+	part("xsave", copied((*kvm.VCPU).XSave), (*kvm.VCPU).SetXSave, func(s *snapshot.VCPU) *kvm.XSave { return &s.XSave }),
+	part("xcrs", (*kvm.VCPU).XCRs, (*kvm.VCPU).SetXCRs, func(s *snapshot.VCPU) *kvm.XCRs { return &s.XCRs }),
 	// The APIC's base address and mode are in the special registers: before its registers and deadline.
-	{"special registers", get((*kvm.VCPU).Sregs, func(s *snapshot.VCPU) *kvm.Sregs { return &s.Sregs }),
-		set((*kvm.VCPU).SetSregs, func(s *snapshot.VCPU) *kvm.Sregs { return &s.Sregs })},
+	part("special registers", (*kvm.VCPU).Sregs, (*kvm.VCPU).SetSregs, func(s *snapshot.VCPU) *kvm.Sregs { return &s.Sregs }),
 	// The timer's mode is in the LAPIC: before the TSC-deadline MSR, which is ignored in another mode.
-	{"lapic", getPointer((*kvm.VCPU).LAPIC, func(s *snapshot.VCPU) *kvm.LAPIC { return &s.LAPIC }),
-		set((*kvm.VCPU).SetLAPIC, func(s *snapshot.VCPU) *kvm.LAPIC { return &s.LAPIC })},
-	{"msrs", getMSRs, setMSRs},
-	{"debug registers", get((*kvm.VCPU).DebugRegs, func(s *snapshot.VCPU) *kvm.DebugRegs { return &s.DebugRegs }),
-		set((*kvm.VCPU).SetDebugRegs, func(s *snapshot.VCPU) *kvm.DebugRegs { return &s.DebugRegs })},
-	{"events", get((*kvm.VCPU).Events, func(s *snapshot.VCPU) *kvm.Events { return &s.Events }),
-		set((*kvm.VCPU).SetEvents, func(s *snapshot.VCPU) *kvm.Events { return &s.Events })},
+	part("lapic", copied((*kvm.VCPU).LAPIC), (*kvm.VCPU).SetLAPIC, func(s *snapshot.VCPU) *kvm.LAPIC { return &s.LAPIC }),
+	{"msrs", getMSRs, setMSRs, nil}, // the TSC runs
+	part("debug registers", (*kvm.VCPU).DebugRegs, (*kvm.VCPU).SetDebugRegs, func(s *snapshot.VCPU) *kvm.DebugRegs { return &s.DebugRegs }),
+	part("events", (*kvm.VCPU).Events, (*kvm.VCPU).SetEvents, func(s *snapshot.VCPU) *kvm.Events { return &s.Events }),
 	// Last: a runnable vCPU must be whole.
-	{"mp state", get((*kvm.VCPU).MPState, func(s *snapshot.VCPU) *kvm.MPState { return &s.MP }),
-		func(v *kvm.VCPU, s *snapshot.VCPU) error { return v.SetMPState(s.MP) }},
+	part("mp state", (*kvm.VCPU).MPState, setMPState, func(s *snapshot.VCPU) *kvm.MPState { return &s.MP }),
 }
 
-func get[T any](read func(*kvm.VCPU) (T, error), field func(*snapshot.VCPU) *T) func(*kvm.VCPU, *snapshot.VCPU) error {
-	return func(v *kvm.VCPU, s *snapshot.VCPU) (err error) {
-		*field(s), err = read(v)
-		return err
+// part is the step that moves one structure of the kernel's.
+func part[T comparable](name string, read func(*kvm.VCPU) (T, error), write func(*kvm.VCPU, *T) error, field func(*snapshot.VCPU) *T) vcpuStep {
+	return vcpuStep{
+		name: name,
+		get: func(v *kvm.VCPU, s *snapshot.VCPU) (err error) {
+			*field(s), err = read(v)
+			return err
+		},
+		set:  func(v *kvm.VCPU, s *snapshot.VCPU) error { return write(v, field(s)) },
+		same: func(a, b *snapshot.VCPU) bool { return *field(a) == *field(b) },
 	}
 }
 
-func getPointer[T any](read func(*kvm.VCPU) (*T, error), field func(*snapshot.VCPU) *T) func(*kvm.VCPU, *snapshot.VCPU) error {
-	return func(v *kvm.VCPU, s *snapshot.VCPU) error {
+// copied is for what is read by pointer.
+func copied[T any](read func(*kvm.VCPU) (*T, error)) func(*kvm.VCPU) (T, error) {
+	return func(v *kvm.VCPU) (x T, err error) {
 		p, err := read(v)
 		if err == nil {
-			*field(s) = *p
+			x = *p
 		}
-		return err
+		return x, err
 	}
 }
 
-func set[T any](write func(*kvm.VCPU, *T) error, field func(*snapshot.VCPU) *T) func(*kvm.VCPU, *snapshot.VCPU) error {
-	return func(v *kvm.VCPU, s *snapshot.VCPU) error { return write(v, field(s)) }
-}
+func setMPState(v *kvm.VCPU, s *kvm.MPState) error { return v.SetMPState(*s) }
 
 // savedMSRs are the MSRs that a guest of ours can have changed: system calls, segments, memory types, the clocks and
 // paravirtual features, and the TSC. The deadline comes after the TSC, with which it is compared.
@@ -100,9 +98,13 @@ func saveVCPU(v *kvm.VCPU) (*snapshot.VCPU, error) {
 	return s, nil
 }
 
-// loadVCPU writes a state to a vCPU that has not run yet and has its CPUID.
-func loadVCPU(v *kvm.VCPU, s *snapshot.VCPU) error {
+// loadVCPU writes a state to a vCPU that has not run yet and has its CPUID. Parts that are what they are in fresh, the
+// vCPU's state as it is now, are left out; a nil fresh leaves nothing out.
+func loadVCPU(v *kvm.VCPU, s, fresh *snapshot.VCPU) error {
 	for _, step := range vcpuSteps {
+		if fresh != nil && step.same != nil && step.same(s, fresh) {
+			continue
+		}
 		if err := step.set(v, s); err != nil {
 			return fmt.Errorf("load vCPU: %s: %w", step.name, err)
 		}

@@ -35,7 +35,7 @@ func TestVCPUStateMoves(t *testing.T) {
 	for i, r := range from.ram.mem.Regions() {
 		copy(to.ram.mem.Regions()[i].Host[:2<<20], r.Host[:2<<20]) // all that this guest uses
 	}
-	if err := loadVCPU(to.cpus[0].kvm, state); err != nil {
+	if err := loadVCPU(to.cpus[0].kvm, state, nil); err != nil {
 		t.Fatal(err)
 	}
 	if exit := finish(t, to); exit.Reason != api.ExitPowerOff {

@@ -113,7 +113,7 @@ func serve(cfg api.Config, env vmm.Env, server *control.Server, unjailed bool) e
 		return err
 	}
 	env.Log.Info("machine ended", "reason", exit.Reason, "detail", exit.Detail, "counters", m.Stats())
-	return server.Event(api.Event{Kind: api.EventExit, Reason: exit.Reason, Detail: exit.Detail})
+	return server.Event(api.Event{Kind: api.EventExit, Reason: exit.Reason, Detail: exit.Detail, First: m.FirstExit()})
 }
 
 func steps(clock *timing.Clock) []api.Step {

@@ -65,9 +65,10 @@ const (
 // Event is something the VMM reports by itself.
 type Event struct {
 	Kind   EventKind  `json:"kind"`
-	Steps  []Step     `json:"steps,omitempty"`  // with EventStarted: where the start-up time went
-	Reason ExitReason `json:"reason,omitempty"` // with EventExit
-	Detail string     `json:"detail,omitempty"` // one line for a person
+	Steps  []Step     `json:"steps,omitempty"`            // with EventStarted: where the start-up time went
+	First  int64      `json:"first_exit_nanos,omitempty"` // with EventExit: the guest's first exit, by CLOCK_MONOTONIC
+	Reason ExitReason `json:"reason,omitempty"`           // with EventExit
+	Detail string     `json:"detail,omitempty"`           // one line for a person
 }
 
 // Step is one named part of start-up.
