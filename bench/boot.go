@@ -57,7 +57,7 @@ func measureBoot(s settings, r *results) error {
 	r.add("memory beside guest RAM", where, "MiB", rss, "QEMU microvm, tuned", qemuRSS, &bar{value: 5})
 	for _, c := range kvmCounters {
 		if len(exits[c.file]) > 0 {
-			r.add(c.name, where, "", exits[c.file], "QEMU microvm, tuned", qemuExits[c.file], nil)
+			r.add(c.name+" until the agent is ready", where, "", exits[c.file], "QEMU microvm, tuned", qemuExits[c.file], nil)
 		}
 	}
 	return nil

@@ -13,13 +13,13 @@ import (
 // kvmCounters are the host kernel's counts for a machine (Documentation/virt/kvm/api.rst 4.132 gives the same by
 // descriptor): why the guest was left, and how often its memory had to be mapped. Summed over VM and vCPUs.
 var kvmCounters = []struct{ file, name string }{
-	{"exits", "exits until the agent is ready"},
-	{"pf_fixed", "page faults of guest memory until the agent is ready"},
-	{"io_exits", "port accesses until the agent is ready"},
-	{"mmio_exits", "device register accesses until the agent is ready"},
-	{"irq_exits", "host interrupts until the agent is ready"},
-	{"halt_exits", "HLT until the agent is ready"},
-	{"host_state_reload", "returns to the VMM or another host context until the agent is ready"},
+	{"exits", "exits"},
+	{"pf_fixed", "page faults of guest memory"},
+	{"io_exits", "port accesses"},
+	{"mmio_exits", "device register accesses"},
+	{"irq_exits", "host interrupts"},
+	{"halt_exits", "HLT"},
+	{"host_state_reload", "returns to the VMM or another host context"},
 }
 
 // counts adds a process's machine to samples, by counter. Without debugfs there are none.

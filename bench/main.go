@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"spore/guest"
@@ -25,7 +27,7 @@ type settings struct {
 	bin, out, scratch string
 	boots, repeats    int
 	wakes             int
-	only              string // the part to measure; "" is all
+	only              string // the parts to measure, by commas; "" is all
 	ours              files  // Spore's kernel and agent
 	cloud             files  // Debian's cloud kernel, with modules and the same agent
 }
@@ -38,7 +40,7 @@ func main() {
 	flag.IntVar(&s.boots, "boots", 20, "boots of each kind")
 	flag.IntVar(&s.wakes, "wakes", 1000, "wakes of a bare-metal guest of each kind")
 	flag.IntVar(&s.repeats, "repeats", 3, "runs of each fio job")
-	flag.StringVar(&s.only, "only", "", "measure only this `part`: wake, pool, wakelinux, boot, own, block or calls")
+	flag.StringVar(&s.only, "only", "", "measure only these `parts`, by commas: wake, pool, wakelinux, boot, own, block, calls")
 	flag.StringVar(&s.ours.kernel, "kernel", "", "our vmlinux")
 	flag.StringVar(&s.ours.image, "image", "", "an EROFS image with fio")
 	flag.StringVar(&s.ours.writable, "writable", "", "an empty ext4 file, copied for each guest")
@@ -67,7 +69,7 @@ func run(s settings) error {
 		name string
 		do   func(settings, *results) error
 	}{{"wake", measureWake}, {"pool", measurePool}, {"wakelinux", measureWakeLinux}, {"boot", measureBoot}, {"own", measureOwn}, {"block", measureBlock}, {"calls", measureCalls}} {
-		if s.only != "" && s.only != part.name {
+		if s.only != "" && !slices.Contains(strings.Split(s.only, ","), part.name) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "bench: %s\n", part.name)

@@ -35,6 +35,9 @@ var plain = []string{"-M", "microvm", "-nodefaults", "-serial", "file:/dev/null"
 // startQEMU starts a machine with one vCPU.
 func startQEMU(f files, memory int64, machineArgs []string, kernelArgs string) (*qemuMachine, error) {
 	m := &qemuMachine{cid: 100 + nextCID.Add(1) + uint32(os.Getpid())<<8&0xffffff}
+	if f.cid != 0 {
+		m.cid = f.cid
+	}
 	var err error
 	if m.listen, err = unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("vsock: %w", err)

@@ -25,8 +25,9 @@ type files struct {
 	image, writable        string // "" is none
 	scratch                string // a raw disk for fio, vdc; "" is none
 	console                string // where the guest's console goes; "" is nowhere
-	state, memory          string // a snapshot to wake from, in place of the kernel; "" boots
+	state, memory, hot     string // a snapshot to wake from, in place of the kernel, and its hot pages; "" boots, or has none
 	without                []jailer.Layer
+	cid                    uint32 // of QEMU's guest; 0 is a new one
 }
 
 // machine is a running guest of either kind.
@@ -60,7 +61,10 @@ func openAll(c *api.Config, f files, test bool, open func(string, int) (api.File
 	must("/dev/kvm", os.O_RDWR) // api.KVMFile
 	if f.state != "" {
 		c.Boot.Kernel = api.NoFile
-		c.Restore = &api.Restore{State: must(f.state, os.O_RDONLY), Memory: must(f.memory, os.O_RDONLY)}
+		c.Restore = &api.Restore{State: must(f.state, os.O_RDONLY), Memory: must(f.memory, os.O_RDONLY), Hot: api.NoFile}
+		if f.hot != "" {
+			c.Restore.Hot = must(f.hot, os.O_RDONLY)
+		}
 	} else {
 		c.Boot.Kernel = must(f.kernel, os.O_RDONLY)
 	}

@@ -66,29 +66,41 @@ func putToSleep(s settings, memory int64, without []jailer.Layer) (d dormant, er
 }
 
 // save asks the machine for a snapshot into two files.
-func (m *sporeMachine) save(out []*os.File) error {
+func (m *sporeMachine) save(out []*os.File) error { return m.ask(api.OpSave, out...) }
+
+// ask makes a request with descriptors and waits for its reply.
+func (m *sporeMachine) ask(op api.Op, out ...*os.File) error {
 	frame := &frameWriter{}
-	if err := wire.Write(frame, api.Request{ID: 1, Op: api.OpSave}); err != nil {
+	if err := wire.Write(frame, api.Request{ID: 1, Op: op}); err != nil {
 		return err
 	}
 	raw, err := m.control.SyscallConn()
 	if err != nil {
 		return err
 	}
-	rights := unix.UnixRights(int(out[0].Fd()), int(out[1].Fd()))
+	var fds []int
+	for _, f := range out {
+		fds = append(fds, int(f.Fd()))
+	}
+	rights := unix.UnixRights(fds...)
 	var inner error
 	if err := raw.Control(func(fd uintptr) { inner = unix.Sendmsg(int(fd), frame.b, rights, nil, 0) }); err != nil || inner != nil {
 		return errors.Join(err, inner)
 	}
-	var msg api.Message
 	m.control.SetReadDeadline(time.Now().Add(runLimit))
-	if err := wire.Read(m.control, &msg); err != nil {
-		return err
+	for {
+		var msg api.Message
+		if err := wire.Read(m.control, &msg); err != nil {
+			return err
+		}
+		switch {
+		case msg.Reply == nil: // an event that nobody has read
+		case msg.Reply.Error != "":
+			return fmt.Errorf("%s: %s", op, msg.Reply.Error)
+		default:
+			return nil
+		}
 	}
-	if msg.Reply == nil || msg.Reply.Error != "" {
-		return fmt.Errorf("save: %+v", msg)
-	}
-	return nil
 }
 
 type frameWriter struct{ b []byte }

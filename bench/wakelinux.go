@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"spore/agent"
+	"spore/vmm/api"
 )
 
 // makeReady makes a booted guest what every sandbox's is: set up, its agent waiting for requests.
@@ -24,8 +25,10 @@ func makeReady(m machine) error {
 		return err
 	}
 	// The connection stays open, as a supervisor's does.
-	_, err = agent.Handshake(ctx, conn, agent.Setup{Hostname: "bench", Entropy: entropy(), Now: time.Now().UnixNano(), Lower: "vda", Upper: "vdb"})
-	return err
+	if _, err = agent.Handshake(ctx, conn, agent.Setup{Hostname: "bench", Entropy: entropy(), Now: time.Now().UnixNano(), Lower: "vda", Upper: "vdb"}); err != nil {
+		return err
+	}
+	return answers(m) // as a supervisor does it before it takes a template
 }
 
 func entropy() []byte {
@@ -38,7 +41,13 @@ func entropy() []byte {
 func answers(m machine) error {
 	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
 	defer cancel()
-	return agent.Resume(ctx, m.dial, agent.Resumed{Now: time.Now().UnixNano(), Entropy: entropy(), Hostname: "other"})
+	for {
+		err := agent.Resume(ctx, m.dial, agent.Resumed{Now: time.Now().UnixNano(), Entropy: entropy(), Hostname: "other"})
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond) // QEMU's guest cannot be called before it is there, and nothing says when
+	}
 }
 
 // sporeTemplate boots a guest of ours and saves it.
@@ -88,7 +97,7 @@ func qemuTemplate(f files, dir string) (string, error) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(runLimit))
 	q := qmp{bufio.NewReader(conn), conn}
-	for _, c := range []string{`{"execute":"qmp_capabilities"}`, `{"execute":"stop"}`, `{"execute":"migrate","arguments":{"uri":"exec:cat >` + stream + `"}}`} {
+	for _, c := range []string{`{"execute":"qmp_capabilities"}`, `{"execute":"migrate","arguments":{"uri":"exec:cat >` + stream + `"}}`} {
 		if _, err := q.do(c); err != nil {
 			return "", err
 		}
@@ -103,6 +112,29 @@ func qemuTemplate(f files, dir string) (string, error) {
 		}
 		time.Sleep(10 * time.Millisecond) // QMP has no other way to wait without events
 	}
+}
+
+// learn wakes once and notes what is written by the time a command has run, as the supervisor of the first sandbox of a
+// template does.
+func learn(f files, dir string) (string, error) {
+	m, err := startSpore(f, bootMemory, false)
+	if err != nil {
+		return "", err
+	}
+	defer m.stop()
+	if err := answers(m); err != nil {
+		return "", err
+	}
+	if err := runTrue(m); err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "linux-hot")
+	out, err := os.Create(path)
+	if err != nil {
+		return "", err
+	}
+	defer out.Close()
+	return path, m.ask(api.OpHot, out)
 }
 
 // qmp speaks QEMU's control protocol as far as a snapshot needs it.
@@ -137,8 +169,9 @@ func (q qmp) do(command string) (string, error) {
 	}
 }
 
-// wakeTo starts a machine and returns the milliseconds until its agent answers, and then until a command has run.
-func wakeTo(start func() (machine, error), command bool) (agentAt, commandAt float64, err error) {
+// wakeTo starts a machine and returns the milliseconds until its agent answers, where it adds KVM's counts to exits, and then
+// until a command has run.
+func wakeTo(start func() (machine, error), exits map[string][]float64) (agentAt, commandAt float64, err error) {
 	began := time.Now()
 	since := func() float64 { return float64(time.Since(began).Microseconds()) / 1e3 }
 	m, err := start()
@@ -147,22 +180,28 @@ func wakeTo(start func() (machine, error), command bool) (agentAt, commandAt flo
 	}
 	defer m.stop()
 	if err := answers(m); err != nil {
+		if q, ok := m.(*qemuMachine); ok {
+			err = fmt.Errorf("%w\n%s", err, q.log.String())
+		}
 		return 0, 0, err
 	}
 	agentAt = since()
-	if !command {
-		return agentAt, 0, nil
-	}
+	counts(m.pid(), exits)
+	err = runTrue(m)
+	return agentAt, since(), err
+}
+
+func runTrue(m machine) error {
 	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
 	defer cancel()
 	p, err := agent.Start(ctx, m.dial, agent.Exec{Args: []string{"/bin/true"}, Dir: "/", Env: []string{"PATH=/usr/bin:/bin"}}, agent.Streams{})
 	if err != nil {
-		return agentAt, 0, err
+		return err
 	}
 	if exit, err := p.Wait(); err != nil || exit.Code != 0 {
-		return agentAt, 0, fmt.Errorf("true ended with %+v, %v", exit, err)
+		return fmt.Errorf("true ended with %+v, %w", exit, err)
 	}
-	return agentAt, since(), nil
+	return nil
 }
 
 // measureWakeLinux times t0 → t4, request → agent answers, of a Linux guest with a root file system, in a fresh process,
@@ -186,30 +225,42 @@ func measureWakeLinux(s settings, r *results) error {
 	if err != nil {
 		return fmt.Errorf("spore: template: %w", err)
 	}
+	theirs.cid = 77 // what the guest knows of itself is what its restored copies are to have
 	stream, err := qemuTemplate(theirs, s.scratch)
 	if err != nil {
 		return fmt.Errorf("QEMU: template: %w", err)
 	}
 	ours.state, ours.memory = d.state, d.memory
 	var spore, sporeTrue, qemu, qemuTrue []float64
+	exits, qemuExits := map[string][]float64{}, map[string][]float64{}
+	if ours.hot, err = learn(ours, s.scratch); err != nil {
+		return fmt.Errorf("spore: hot pages: %w", err)
+	}
 	for i := range s.boots + 1 {
-		a, c, err := wakeTo(func() (machine, error) { return startSpore(ours, bootMemory, false) }, true)
+		a, c, err := wakeTo(func() (machine, error) { return startSpore(ours, bootMemory, false) }, exits)
 		if err != nil {
 			return fmt.Errorf("spore: %w", err)
 		}
 		spore, sporeTrue = append(spore, a), append(sporeTrue, c)
 		a, c, err = wakeTo(func() (machine, error) {
 			return startQEMU(theirs, bootMemory, append([]string{"-incoming", "exec:cat " + stream}, tuned...), cmdline)
-		}, true)
+		}, qemuExits)
 		if err != nil {
 			return fmt.Errorf("QEMU: %w", err)
 		}
 		qemu, qemuTrue = append(qemu, a), append(qemuTrue, c)
 		if i == 0 {
 			spore, sporeTrue, qemu, qemuTrue = nil, nil, nil, nil
+			clear(exits)
+			clear(qemuExits)
 		}
 	}
 	r.add("wake, fresh process: t0 → t4, agent answers", "emulated host", "ms", spore, "QEMU microvm, restored from a stream", qemu, &bar{ratio: 0.12})
 	r.add("wake, fresh process: t0 → t6, /bin/true has run", "emulated host", "ms", sporeTrue, "QEMU microvm, restored from a stream", qemuTrue, nil)
+	for _, c := range kvmCounters {
+		if len(exits[c.file]) > 0 {
+			r.add(c.name+" of a wake, until the agent answers", "emulated host", "", exits[c.file], "QEMU microvm, restored from a stream", qemuExits[c.file], nil)
+		}
+	}
 	return nil
 }

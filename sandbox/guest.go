@@ -78,6 +78,7 @@ func (v *supervisor) runCommand(ready func()) Outcome {
 		return v.startFailure(ctx, err)
 	}
 	v.clock.Done("start command")
+	v.learn()
 	v.command.set(p)
 	defer v.command.set(nil)
 	if ready != nil {

@@ -191,7 +191,10 @@ func describeRestore(from *snapshot.Dormant, out *api.Config, file func(*os.File
 	if err != nil {
 		return err
 	}
-	out.Restore.Memory = file(memory)
+	out.Restore.Memory, out.Restore.Hot = file(memory), api.NoFile
+	if hot, err := from.OpenHot(); err == nil {
+		out.Restore.Hot = file(hot)
+	}
 	return nil
 }
 

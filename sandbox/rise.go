@@ -5,10 +5,12 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"spore/agent"
 	"spore/snapshot"
+	"spore/vmm/api"
 )
 
 // How long a guest may take until its agent answers. The limits are generous: the wait only has to end.
@@ -72,16 +74,34 @@ func (v *supervisor) wake(from *snapshot.Dormant) error {
 	if v.base, err = from.OpenMemory(); err != nil {
 		return err
 	}
-	if err := v.identify(ctx); err != nil {
+	if err := v.identify(ctx, v.sb.Config.Hostname); err != nil {
 		return fmt.Errorf("wake guest: %w", err)
 	}
 	v.clock.Done("wake")
+	if f, err := from.OpenHot(); err == nil {
+		f.Close()
+	} else if v.host.Templates != nil && v.host.Templates.owns(from.Dir()) {
+		v.learnFrom = from
+	}
 	return nil
 }
 
+// learn notes which pages the first guest that woke from a template has written by the time its command has started: those
+// that wake after it have them copied beforehand. That it cannot is no loss.
+func (v *supervisor) learn() {
+	if v.learnFrom == nil {
+		return
+	}
+	err := v.learnFrom.NoteHot(func(f *os.File) error {
+		_, err := v.machine.request(v.ctx, api.Request{Op: api.OpHot}, f)
+		return err
+	})
+	v.host.log().Debug("learn hot pages", "err", err)
+}
+
 // identify makes the guest this sandbox's and no other's, before any program runs in it.
-func (v *supervisor) identify(ctx context.Context) error {
-	r := agent.Resumed{Hostname: v.sb.Config.Hostname, Pids: v.sb.Config.Pids, Entropy: seed(), Now: time.Now().UnixNano()}
+func (v *supervisor) identify(ctx context.Context, hostname string) error {
+	r := agent.Resumed{Hostname: hostname, Pids: v.sb.Config.Pids, Entropy: seed(), Now: time.Now().UnixNano()}
 	return agent.Resume(ctx, v.machine.broker.Dial, r)
 }
 
@@ -127,7 +147,7 @@ func (v *supervisor) boot() error {
 	if err := v.leaveTemplate(ctx); err != nil {
 		return err
 	}
-	return v.identify(ctx)
+	return v.identify(ctx, v.sb.Config.Hostname)
 }
 
 // nobodysName is the host name of a guest that is no sandbox's yet.
@@ -177,6 +197,10 @@ func (v *supervisor) leaveTemplate(ctx context.Context) error {
 	if beginErr != nil {
 		v.host.log().Debug("no template is left", "err", beginErr)
 		return nil
+	}
+	// What a wake will ask for is asked once now: what it builds and touches for the first time need not be later.
+	if err := v.identify(ctx, nobodysName); err != nil {
+		return err
 	}
 	if err := agent.Sync(ctx, v.machine.broker.Dial); err != nil {
 		return err

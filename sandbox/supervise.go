@@ -12,6 +12,7 @@ import (
 
 	"spore/agent"
 	"spore/internal/timing"
+	"spore/snapshot"
 	"spore/vmm/api"
 )
 
@@ -100,13 +101,14 @@ type supervisor struct {
 	ctx    context.Context // the life of this start, not of a call: cancelled by kill, stop and the end
 	cancel context.CancelCauseFunc
 
-	fresh   bool   // it has never been started: its writable layer is as it was made
-	from    string // the dormant machine to wake from; "" boots
-	main    uint64 // number of the process there that is the command; 0 starts one
-	machine *machine
-	base    *os.File      // the memory that the machine woke with, for the next snapshot; nil if it booted
-	command commandHandle // the running command; see guest.go
-	hub     hub           // who watches the command's output
+	fresh     bool   // it has never been started: its writable layer is as it was made
+	from      string // the dormant machine to wake from; "" boots
+	main      uint64 // number of the process there that is the command; 0 starts one
+	machine   *machine
+	learnFrom *snapshot.Dormant // a template of which it is not known what it writes when it wakes; nil for others
+	base      *os.File          // the memory that the machine woke with, for the next snapshot; nil if it booted
+	command   commandHandle     // the running command; see guest.go
+	hub       hub               // who watches the command's output
 
 	interrupts int // by the user at the terminal
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures Spore beside QEMU's microvm where guests run, and writes bench/results/latest.json. BENCH_FLAGS go to the
-# program, for example BENCH_FLAGS='-boots 5 -repeats 1' for a quick look.
+# program, for example BENCH_FLAGS='-boots 5 -repeats 1' for a quick look. How long the VMM itself takes to wake is measured
+# natively, with a bare-metal guest, into bench/results/native.json.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/steps.sh
@@ -22,6 +23,14 @@ image=$(bin/spore image inspect bench:fio | sed -nE 's/^ *"path": "(.*)",$/\1/p'
 # Debian's cloud kernel, as its package has it, with the modules that the agent needs
 cloud=$(scripts/cloud-kernel.sh "$work")
 
+echo "== natively"
+mkdir -p bench/results/raw
+bin/bench -bin bin -only wake,pool -out "$work/native" -wakes "${WAKES:-1000}"
+cp "$work/native/latest.json" bench/results/native.json
+cp "$work/native/raw/latest.json" bench/results/raw/native.json
+bin/spore host stop 2>/dev/null || true
+
+echo "== where guests run"
 where="bin/spore host run --"
 shared=$work/out
 if bin/spore doctor >/dev/null; then where=""; else shared=$(bin/spore host start && bin/spore host status --json | sed -nE 's/^ *"shared": "(.*)",?$/\1/p')/bench; fi
@@ -38,7 +47,7 @@ cp '$kernel' "\$d/vmlinux"; cp '$image' "\$d/image"
 cp '$cloud/vmlinuz' "\$d/cloud-vmlinuz"; cp '$cloud/initramfs.cpio' "\$d/cloud-initramfs.cpio"
 truncate -s 128M "\$d/layer" && /sbin/mkfs.ext4 -q -F -m 0 -O ^has_journal "\$d/layer"
 "\$d/bench" -bin "\$d" -out '$shared' -scratch "\$d" -kernel "\$d/vmlinux" -image "\$d/image" -writable "\$d/layer" \
-    -cloud-kernel "\$d/cloud-vmlinuz" -cloud-initramfs "\$d/cloud-initramfs.cpio" ${BENCH_FLAGS:-}
+    -cloud-kernel "\$d/cloud-vmlinuz" -cloud-initramfs "\$d/cloud-initramfs.cpio" -only wakelinux,boot,own,block,calls ${BENCH_FLAGS:-}
 MEASURE
 $where bash "$shared/measure.sh"
 mkdir -p bench/results/raw

@@ -24,6 +24,7 @@ const (
 	stateFile  = "state"
 	memoryFile = "memory"
 	diskFile   = "disk" // packed
+	hotFile    = "hot"  // pages to copy at once; it may be missing, and is not part of what is signed
 	draftExt   = ".new"
 )
 
@@ -75,6 +76,25 @@ func (d *Dormant) OpenState() (*os.File, error) { return d.open(stateFile) }
 
 // OpenMemory opens the memory file, read-only.
 func (d *Dormant) OpenMemory() (*os.File, error) { return d.open(memoryFile) }
+
+// OpenHot opens the list of pages that machines write to when they wake. fs.ErrNotExist says that nobody has noted it yet.
+func (d *Dormant) OpenHot() (*os.File, error) { return d.open(hotFile) }
+
+// NoteHot keeps what write writes to a file for OpenHot.
+func (d *Dormant) NoteHot(write func(*os.File) error) error {
+	f, err := os.CreateTemp(d.dir, "."+hotFile+"-*")
+	if err != nil {
+		return fmt.Errorf("note hot pages: %w", err)
+	}
+	err = errors.Join(write(f), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(d.dir, hotFile))
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("note hot pages: %w", err), os.Remove(f.Name()))
+	}
+	return nil
+}
 
 func (d *Dormant) open(name string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(d.dir, name), os.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)

@@ -49,6 +49,9 @@ func checkFiles(cfg *api.Config, env Env) error {
 	needed := map[string]api.File{}
 	if cfg.Restore != nil {
 		needed["state"], needed["memory"] = cfg.Restore.State, cfg.Restore.Memory
+		if cfg.Restore.Hot > api.KVMFile {
+			needed["hot pages"] = cfg.Restore.Hot
+		}
 	} else {
 		needed["kernel"] = cfg.Boot.Kernel
 	}

@@ -10,6 +10,7 @@ import (
 	"spore/guestmem"
 	"spore/kvm"
 	"spore/virtio/mmio"
+	"spore/vmm/api"
 	"spore/vmm/boot"
 	"spore/vmm/snapshot"
 )
@@ -53,7 +54,14 @@ func (m *Machine) readState(env Env) error {
 		}
 	}
 	m.saved, m.filled = s, s.Blocks
-	return m.ram.fill(env.Files[m.cfg.Restore.Memory], m.filled)
+	if err := m.ram.fill(env.Files[m.cfg.Restore.Memory], m.filled); err != nil {
+		return err
+	}
+	if hot := m.cfg.Restore.Hot; hot > api.KVMFile {
+		defer env.Files[hot].Close()
+		return m.ram.heat(env.Files[hot], m.cfg.Memory)
+	}
+	return nil
 }
 
 // clockTolerance is how far the frequencies of two hosts' clocks may be apart, in parts per million: what the guest's

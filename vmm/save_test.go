@@ -224,6 +224,56 @@ func TestLiveSnapshotIsOfOneMoment(t *testing.T) {
 	}
 }
 
+// TestHotPages notes what a woken guest writes; the next one that wakes has it copied, and goes on the same.
+func TestHotPages(t *testing.T) {
+	m, p := newTestMachine(t, counting(), nil)
+	if err := m.Resume(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, p)
+	from, _ := save(t, m, nil, false)
+	if err := m.Hot(memFile(t, "hot")); !errors.Is(err, ErrState) {
+		t.Errorf("hot pages of a machine that booted: %v, want ErrState", err)
+	}
+	m, p = wake(t, from, nil)
+	p.reply(1)
+	if err := m.Resume(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	for len(p.values()) < 2 {
+		await(t, p)
+	}
+	hot := memFile(t, "hot")
+	if err := m.Hot(hot); err != nil {
+		t.Fatal(err)
+	}
+	pages := make([]byte, m.cfg.Memory/guestmem.PageSize/8)
+	if n, err := hot.ReadAt(pages, 0); n != len(pages) {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+	if word := pages[0x300000/guestmem.PageSize/8]; word&1 == 0 {
+		t.Error("the page that the guest adds to is not hot")
+	}
+	for name, file := range map[string]*os.File{"hot": hot, "cut off": memFile(t, "cut off")} {
+		m, p := wake(t, from, func(cfg *api.Config, env *Env) {
+			cfg.Restore.Hot = api.File(len(env.Files))
+			fd, err := unix.Dup(int(file.Fd()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			env.Files = append(env.Files, os.NewFile(uintptr(fd), name))
+		})
+		p.reply(5)
+		if err := m.Resume(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		await(t, p)
+		if got := p.values()[0]; got != 1005 {
+			t.Errorf("%s: woke with %d, want 1005", name, got)
+		}
+	}
+}
+
 // TestSNAP08 wakes with other files than were saved: what the configuration says holds, or the machine is refused.
 func TestSNAP08(t *testing.T) {
 	m, p := newTestMachine(t, counting(), nil)

@@ -68,6 +68,7 @@ type Boot struct {
 type Restore struct {
 	State  File `json:"state"`  // as OpSnapshot wrote it; a regular file or memfd
 	Memory File `json:"memory"` // Config.Memory bytes, sparse; mapped privately, so it may be read-only and shared
+	Hot    File `json:"hot"`    // as OpHot wrote it: pages to copy at once, because a guest that wakes writes to them; or NoFile, or 0
 }
 
 // Disk is one virtio-blk device, in the order of /dev/vda, /dev/vdb, …
@@ -110,7 +111,7 @@ type Console struct {
 func (c *Config) Files() []File {
 	out := []File{c.Control, c.Log, c.Entropy, c.Boot.Kernel, c.Boot.Initrd, c.Console.Output, c.Console.Input}
 	if c.Restore != nil {
-		out = append(out, c.Restore.State, c.Restore.Memory)
+		out = append(out, c.Restore.State, c.Restore.Memory, c.Restore.Hot)
 	}
 	for _, d := range c.Disks {
 		out = append(out, d.File)

@@ -11,6 +11,7 @@ const (
 	OpStats   Op = "stats"   // Reply.Counters
 	OpBalloon Op = "balloon" // Request.Bytes is the new balloon size
 	OpWake    Op = "wake"    // to a shell: continue from the snapshot of Request.Config, whose files come with the request
+	OpHot     Op = "hot"     // which pages were written since the machine woke, into the descriptor that comes with the request
 	OpSave    Op = "save"    // pause, and a snapshot into the SaveFiles descriptors that come with the request; Reply.Saved
 
 	// SaveFiles is how many descriptors come with OpSave: the state file and the memory file, both empty and open for

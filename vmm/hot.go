@@ -1,0 +1,65 @@
+package vmm
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"spore/guestmem"
+)
+
+// Hot writes which pages of a machine that woke have been written since: a bit for each page of Config.Memory, in the order
+// of the memory file, in little-endian words. Another machine that wakes from the same snapshot will write to most of them, and
+// most of those it reads first: if they are copied before it runs, it faults once for each and not twice.
+func (m *Machine) Hot(to *os.File) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.changed == nil || m.state == Stopped {
+		return fmt.Errorf("list written pages: the machine did not wake, or has ended: %w", ErrState)
+	}
+	var b []byte
+	for i, r := range m.ram.mem.Regions() {
+		pages := make(pageSet, guestmem.Words(len(r.Host)))
+		if err := m.vm.DirtyLog(uint32(i), pages); err != nil {
+			return err
+		}
+		m.ram.mem.TakeWrites(i, pages)
+		for w := range pages {
+			m.changed[i][w] |= pages[w]
+			b = binary.LittleEndian.AppendUint64(b, m.changed[i][w])
+		}
+	}
+	return writeAll(to, b, 0)
+}
+
+// heat copies the pages of a hot file. It is a help and no more: a file of another shape, or a kernel that cannot
+// (MADV_POPULATE_WRITE, Linux 5.14), changes nothing.
+func (r *ram) heat(f *os.File, memory int64) error {
+	b := make([]byte, 8*guestmem.Words(int(memory)))
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read hot pages: %w", err)
+	}
+	if n != len(b) {
+		return nil
+	}
+	for _, region := range r.mem.Regions() {
+		pages := make(pageSet, guestmem.Words(len(region.Host)))
+		for w := range pages {
+			pages[w] = binary.LittleEndian.Uint64(b)
+			b = b[8:]
+		}
+		end := len(region.Host) / guestmem.PageSize
+		for first, n := pages.run(0, end); n > 0 && first < end; first, n = pages.run(first+n, end) {
+			n = min(n, end-first)
+			if err := unix.Madvise(region.Host[first*guestmem.PageSize:(first+n)*guestmem.PageSize], unix.MADV_POPULATE_WRITE); err != nil {
+				return nil
+			}
+		}
+	}
+	return nil
+}
