@@ -21,14 +21,9 @@ func (m *Machine) makeVM(env Env) error {
 			return err
 		}
 	}
-	sys, vm, err := shell.take()
+	sys, vm := shell.take()
 	m.vm = vm
-	if sys != nil {
-		defer sys.Close()
-	}
-	if err != nil {
-		return err
-	}
+	defer sys.Close()
 	if err := m.ram.install(m.vm); err != nil {
 		return err
 	}

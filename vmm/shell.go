@@ -10,28 +10,26 @@ import (
 	"spore/kvm"
 )
 
-// Shell is an empty VM in the making. KVM_CREATE_VM takes a sixth of a start, and nothing of the configuration is
-// needed for it: whoever starts a shell first can read the configuration meanwhile. New takes it over.
+// Shell is an empty VM. Nothing of a configuration is needed for it. New takes it over.
 type Shell struct {
-	made chan struct{} // closed when what follows is valid
-	sys  *kvm.System
-	vm   *kvm.VM
-	err  error
+	sys *kvm.System
+	vm  *kvm.VM
 }
 
-// NewShell takes over fd, an open /dev/kvm, and begins to make an empty VM with it. It returns at once; an error comes
-// out of New.
-func NewShell(fd int) *Shell {
-	s := &Shell{made: make(chan struct{})}
-	go func() {
-		defer close(s.made)
-		if s.sys, s.err = kvm.Open(fd); s.err != nil {
-			unix.Close(fd)
-			return
-		}
-		s.vm, s.err = s.sys.CreateVM()
-	}()
-	return s
+// NewShell takes over fd, an open /dev/kvm, and makes an empty VM with it. On error the descriptor is closed.
+//
+// It is made by the calling thread: to do it beside the reading of the configuration, on a thread of its own, saves the shorter of
+// the two and costs the start of that thread and its hand-over, which is more (docs/benchmarks.md).
+func NewShell(fd int) (*Shell, error) {
+	sys, err := kvm.Open(fd)
+	if err != nil {
+		return nil, errors.Join(err, os.NewSyscallError("close", unix.Close(fd)))
+	}
+	vm, err := sys.CreateVM()
+	if err != nil {
+		return nil, errors.Join(err, sys.Close())
+	}
+	return &Shell{sys, vm}, nil
 }
 
 // duplicate is a shell of a device that stays the caller's.
@@ -40,15 +38,14 @@ func duplicate(device *os.File) (*Shell, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take over /dev/kvm: %w", err)
 	}
-	return NewShell(fd), nil
+	return NewShell(fd)
 }
 
-// take waits for the VM and hands it over. The caller closes both.
-func (s *Shell) take() (*kvm.System, *kvm.VM, error) {
-	<-s.made
+// take hands the VM over. The caller closes both.
+func (s *Shell) take() (*kvm.System, *kvm.VM) {
 	sys, vm := s.sys, s.vm
 	s.sys, s.vm = nil, nil
-	return sys, vm, s.err
+	return sys, vm
 }
 
 // Close releases a shell that no New has taken over, and does nothing for one that was or for nil.
@@ -56,7 +53,7 @@ func (s *Shell) Close() error {
 	if s == nil {
 		return nil
 	}
-	sys, vm, _ := s.take()
+	sys, vm := s.take()
 	var errs []error
 	if vm != nil {
 		errs = append(errs, vm.Close())

@@ -47,8 +47,11 @@ func run(unjailed bool) error {
 		}
 		clock.Done("jail")
 	}
-	shell := vmm.NewShell(descriptor(api.KVMFile))
-	runtime.Gosched() // on one processor it would otherwise begin when this goroutine has nothing left to do
+	shell, err := vmm.NewShell(descriptor(api.KVMFile))
+	if err != nil {
+		return err
+	}
+	clock.Done("empty VM")
 	cfg, files, err := receive()
 	if err != nil {
 		return err

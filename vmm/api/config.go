@@ -11,7 +11,7 @@ const Version = 1
 // itself arrives on descriptor 3, and 0 is descriptor 4. A negative value means "none".
 type File int
 
-// KVMFile is /dev/kvm, open read-write. It is always the first file, so that the VM can be in the making before the
+// KVMFile is /dev/kvm, open read-write. It is always the first file, so that the VM can be made before the
 // configuration has been read. The VMM closes it once the VM exists.
 const KVMFile File = 0
 
