@@ -21,6 +21,7 @@ func (m *machine) readControl() {
 		}
 		switch {
 		case msg.Event != nil && msg.Event.Kind == api.EventStarted:
+			m.runs.Store(monotonic())
 			m.running.Do(func() { m.steps = msg.Event.Steps; close(m.started) })
 		case msg.Event != nil && msg.Event.Kind == api.EventExit:
 			m.end = *msg.Event

@@ -87,6 +87,7 @@ func (v *supervisor) runCommand(ready func()) Outcome {
 	stop := v.forward(p)
 	exit, err := p.Wait()
 	stop()
+	v.watch.note(func(s *Stamps) *int64 { return &s.Ended })
 	v.clock.Done("command")
 	v.note(func(st *State) {
 		if st.Steps != nil {
@@ -107,8 +108,8 @@ func (v *supervisor) commandStreams() (agent.Streams, func(), error) {
 	}
 	s := agent.Streams{
 		Stdin:  v.streams.Stdin,
-		Stdout: both(v.streams.Stdout, log.stream("stdout"), v.hub.stream(agent.FrameStdout)),
-		Stderr: both(v.streams.Stderr, log.stream("stderr"), v.hub.stream(agent.FrameStderr)),
+		Stdout: both(v.streams.Stdout, log.stream("stdout"), v.hub.stream(agent.FrameStdout), firstByte{v.watch}),
+		Stderr: both(v.streams.Stderr, log.stream("stderr"), v.hub.stream(agent.FrameStderr), firstByte{v.watch}),
 	}
 	end := func() { v.hub.close(); log.Close() }
 	if s.Stdin == nil && v.sb.Config.Stdin { // detached with -i: input comes from whoever attaches

@@ -52,6 +52,7 @@ func (v *supervisor) launch(from *snapshot.Dormant, limit time.Duration) (contex
 	}
 	v.machine = m
 	v.clock.Done("launch")
+	v.watch.note(func(s *Stamps) *int64 { return &s.VMM })
 	ctx, cancel := context.WithTimeoutCause(v.ctx, limit, fmt.Errorf("the guest was not ready within %s", limit))
 	ctx, gone := context.WithCancelCause(ctx)
 	go func() {

@@ -16,7 +16,8 @@ type Sandbox struct {
 	Config Config
 	dir    string
 
-	lastSteps []Step // of a start that this very value supervised
+	lastSteps  []Step // of a start that this very value supervised
+	lastStamps Stamps // of the same
 }
 
 // Ref is how the user knows it: the name, or the id.

@@ -62,10 +62,12 @@ func (sb *Sandbox) Supervise(ctx context.Context, host Host, s Streams, ready fu
 	if err != nil {
 		return Outcome{}, err
 	}
-	v := &supervisor{sb: sb, host: host, state: st, streams: s, fresh: fresh, from: from, main: main, clock: timing.Start(), ended: make(chan struct{})}
+	v := &supervisor{sb: sb, host: host, state: st, streams: s, fresh: fresh, from: from, main: main, clock: timing.Start(), watch: newWatch(), ended: make(chan struct{})}
 	v.ctx, v.cancel = context.WithCancelCause(ctx)
 	go v.serve(clients)
 	v.outcome = v.run(ready)
+	v.watch.note(func(s *Stamps) *int64 { return &s.Gone })
+	sb.lastStamps = v.watch.get()
 	err = v.settle(v.outcome)
 	close(v.ended)
 	clients.Close()
@@ -97,6 +99,7 @@ type supervisor struct {
 	state   State // Started never changes; the rest by note
 	streams Streams
 	clock   *timing.Clock
+	watch   *watch
 
 	ctx    context.Context // the life of this start, not of a call: cancelled by kill, stop and the end
 	cancel context.CancelCauseFunc
@@ -134,6 +137,7 @@ func (v *supervisor) run(ready func()) (outcome Outcome) {
 		<-v.machine.done
 		v.cancel(errGone)
 	}()
+	v.watch.note(func(s *Stamps) *int64 { return &s.Agent })
 	v.note(func(st *State) {
 		st.move(Running)
 		st.VMM, st.Steps = v.machine.process.pid(), v.steps()
@@ -151,6 +155,8 @@ func (v *supervisor) run(ready func()) (outcome Outcome) {
 // takeDown ends the machine and keeps what is to be known of it.
 func (v *supervisor) takeDown(o *Outcome) {
 	v.machine.kill()
+	v.watch.at(v.machine.runs.Load(), func(s *Stamps) *int64 { return &s.Running })
+	v.watch.at(v.machine.end.First, func(s *Stamps) *int64 { return &s.Exit })
 	v.keepConsole()
 	if v.base != nil {
 		v.base.Close()

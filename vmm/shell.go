@@ -18,8 +18,8 @@ type Shell struct {
 
 // NewShell takes over fd, an open /dev/kvm, and makes an empty VM with it. On error the descriptor is closed.
 //
-// It is made by the calling thread: to do it beside the reading of the configuration, on a thread of its own, saves the shorter of
-// the two and costs the start of that thread and its hand-over, which is more (docs/benchmarks.md).
+// It is made by the calling thread. To do it beside the reading of the configuration, on a thread of its own, saves the shorter of
+// the two and costs the start of that thread and the hand-over: natively there was no difference (docs/benchmarks.md).
 func NewShell(fd int) (*Shell, error) {
 	sys, err := kvm.Open(fd)
 	if err != nil {

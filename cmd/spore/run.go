@@ -193,13 +193,13 @@ func foreground(c *cli.Context, sb *sandbox.Sandbox, host sandbox.Host) error {
 	if err != nil {
 		return err
 	}
-	steps := sb.Steps()
+	steps, stamps := sb.Steps(), sb.Stamps()
 	if sb.Config.Ephemeral() && !sb.Config.AutoRemove {
 		if err := sb.Remove(); err != nil {
 			return err
 		}
 	}
-	return reportOutcome(c, outcome, steps, captured.out, captured.err)
+	return reportOutcome(c, outcome, steps, stamps, captured.out, captured.err)
 }
 
 // result is what run --json prints.
@@ -208,7 +208,9 @@ type result struct {
 	Stdout    string `json:"stdout"`
 	Stderr    string `json:"stderr"`
 	Truncated bool   `json:"truncated,omitempty"` // output beyond the kept part was dropped
-	Steps     []step `json:"timing,omitempty"`
+	Steps     []step `json:"timing,omitempty"`    // how long each part took
+
+	Stamps sandbox.Stamps `json:"stamps"` // when what had happened
 }
 
 type step struct {
@@ -216,7 +218,7 @@ type step struct {
 	Millis float64 `json:"ms"`
 }
 
-func reportOutcome(c *cli.Context, o sandbox.Outcome, all []sandbox.Step, out, errs capture) error {
+func reportOutcome(c *cli.Context, o sandbox.Outcome, all []sandbox.Step, stamps sandbox.Stamps, out, errs capture) error {
 	var steps []step
 	for _, s := range all {
 		steps = append(steps, step{s.Name, float64(s.Duration.Microseconds()) / 1e3})
@@ -225,10 +227,13 @@ func reportOutcome(c *cli.Context, o sandbox.Outcome, all []sandbox.Step, out, e
 		for _, s := range steps {
 			fmt.Fprintf(c.App.ErrWriter, "spore: %-28s %9.2f ms\n", s.Name, s.Millis)
 		}
+		for _, m := range stamps.Moments() {
+			fmt.Fprintf(c.App.ErrWriter, "spore: t0 → %-23s %9.2f ms\n", m.Name, float64(m.Duration.Microseconds())/1e3)
+		}
 	}
 	switch {
 	case c.Bool("json"):
-		r := result{Outcome: o, Stdout: out.String(), Stderr: errs.String(), Truncated: out.cut || errs.cut, Steps: steps}
+		r := result{Outcome: o, Stdout: out.String(), Stderr: errs.String(), Truncated: out.cut || errs.cut, Steps: steps, Stamps: stamps}
 		if err := printJSON(c.App.Writer, r); err != nil {
 			return err
 		}

@@ -85,6 +85,17 @@ func TestTemplates(t *testing.T) {
 			t.Errorf("%s: %v, want %q", test.name, got, test.want)
 		}
 	}
+	var o struct{ Stamps map[string]int64 }
+	if err := json.Unmarshal([]byte(u.run("run", "--json", image, "echo", "x").stdout), &o); err != nil {
+		t.Fatal(err)
+	}
+	last := int64(0)
+	for _, name := range []string{"t1_vmm_ns", "t2_running_ns", "t3_first_exit_ns", "t4_agent_ns", "t5_first_output_ns", "t6_command_ended_ns", "t7_all_returned_ns"} {
+		if o.Stamps[name] <= last {
+			t.Errorf("%s is not after what comes before it: %v", name, o.Stamps)
+		}
+		last = o.Stamps[name]
+	}
 	found, err := filepath.Glob(filepath.Join(u.state, "templates", "*", "state"))
 	if err != nil || len(found) != 2 {
 		t.Fatalf("templates %v, %v", found, err)
