@@ -15,8 +15,6 @@ var parameters = []struct{ text, why string }{
 	{"mitigations=off", "all code in a guest is of one sandbox; between guests the host's mitigations stand"},
 	{"noreplace-smp", "with one vCPU every lock prefix would be patched away: all of the text written for little"},
 	{"swiotlb=noforce", "virtio needs no bounce buffers; from 4 GiB up they would take 64 MiB"},
-	{"dhash_entries=8192", "the kernel's hash of names by memory size would have a page for nearly every name that is looked up"},
-	{"ihash_entries=4096", "nor that of inodes"},
 	{"rcupdate.rcu_expedited=1", "unmounts, namespaces and cgroups do not wait for idle vCPUs' ticks"},
 }
 

@@ -39,6 +39,7 @@ type kind struct {
 	CPUs                   int
 	Memory, Disk           int64
 	VMM, Kernel, Initramfs fileIdentity
+	Cmdline                string
 	Host                   string   // kernel and processor: a guest knows what it runs on
 	Prepare                []string // what was run in it before it was saved, and how
 	User                   User
@@ -55,7 +56,7 @@ type fileIdentity struct {
 func (t *Templates) key(cfg Config, host Host) (string, error) {
 	k := kind{
 		Version: templateVersion, ImageDigest: cfg.ImageDigest, Root: cfg.Root, ReadOnly: cfg.ReadOnly,
-		CPUs: cfg.CPUs, Memory: cfg.Memory, Disk: cfg.Disk,
+		CPUs: cfg.CPUs, Memory: cfg.Memory, Disk: cfg.Disk, Cmdline: cmdline(cfg),
 	}
 	if len(cfg.Prepare) > 0 {
 		k.Prepare, k.User, k.Env, k.Dir = cfg.Prepare, cfg.User, cfg.Env, cfg.Dir

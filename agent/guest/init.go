@@ -35,7 +35,7 @@ func Run() error {
 	if err := r.Expect(agent.FrameSetup, &s); err != nil {
 		return fmt.Errorf("wait for set-up: %w", err)
 	}
-	a := &server{setup: s, reaper: newReaper(), groups: groups{root: workloads}, off: off}
+	a := &server{setup: s, reaper: newReaper(), groups: groups{root: workloads}, off: off, hooks: hooksDir}
 	if err := errors.Join(prepared, a.setUp()); err != nil {
 		return errors.Join(err, w.SendJSON(agent.FrameReady, agent.Failure{Text: err.Error()}))
 	}

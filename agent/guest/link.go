@@ -119,7 +119,14 @@ const attachLimit = time.Minute
 func (a *server) lostToCopy(age uint64) bool { return a.held.Load() || a.copies.Load() != age }
 
 // hold prepares for the machine to be saved: a connection that breaks from now on may have been cut off in a copy.
-func (a *server) hold() { a.held.Store(true) }
+func (a *server) hold() error {
+	if err := a.runHooks(beforeSnapshot); err != nil {
+		a.release()
+		return err
+	}
+	a.held.Store(true)
+	return nil
+}
 
 // release says that the machine was saved and this is still it.
 func (a *server) release() { a.held.Store(false) }

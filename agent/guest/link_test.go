@@ -139,7 +139,12 @@ func TestOnlyACopyIsOutlived(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"not the command", false, func(t *testing.T, _ *cuttable, a *server) { a.hold(); a.copied() }},
+		{"not the command", false, func(t *testing.T, _ *cuttable, a *server) {
+			if err := a.hold(); err != nil {
+				t.Fatal(err)
+			}
+			a.copied()
+		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c, a := cut(t)

@@ -11,7 +11,7 @@ import (
 )
 
 // resumed makes this guest another than the one whose memory it has, before any program is started in it. The clock
-// comes last of what programs could compare, so that whoever sees it right sees the rest right too.
+// comes last of what programs could compare, so that whoever sees it right sees the rest right too; then the image's own hooks.
 func (a *server) resumed(r agent.Resumed) error {
 	a.copied()
 	for _, step := range []struct {
@@ -22,6 +22,7 @@ func (a *server) resumed(r agent.Resumed) error {
 		{"hostname", func() error { return a.rename(r.Hostname) }},
 		{"cgroup", func() error { return a.limitPids(r.Pids) }},
 		{"clock", func() error { return setClock(r.Now) }},
+		{"hooks", func() error { return a.runHooks(afterRestore) }},
 	} {
 		if err := step.do(); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)

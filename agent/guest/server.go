@@ -24,6 +24,7 @@ type server struct {
 	copies atomic.Uint64 // how often this machine has been made of another
 	groups groups
 	off    func() // switches off
+	hooks  string // directory of the image's hooks
 
 	mu      sync.Mutex
 	running map[uint64]*process
@@ -87,7 +88,9 @@ func (a *server) do(req agent.Request, c io.ReadWriteCloser, r *agent.Reader, w 
 	case req.Op == agent.OpAttach:
 		return a.attach(req.ID, func() bool { return hungUp(c) }, r, w)
 	case req.Op == agent.OpHold:
-		a.hold()
+		if err := a.hold(); err != nil {
+			return err
+		}
 		return w.Send(agent.FrameDone, []byte("{}"))
 	case req.Op == agent.OpRelease:
 		a.release()
