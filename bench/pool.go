@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/timing"
 	"spore/internal/wire"
 	"spore/jailer"
 	"spore/sandbox"
@@ -145,13 +146,13 @@ func measurePool(s settings, r *results) error {
 			if err != nil {
 				return err
 			}
-			began := monotonic()
+			began := timing.Monotonic()
 			err = sh.wake(d, size)
 			var e, end api.Event
 			if err == nil {
 				e, err = sh.next(api.EventStarted)
 			}
-			t2 := float64(monotonic()-began) / 1e6
+			t2 := float64(timing.Monotonic()-began) / 1e6
 			if err == nil {
 				end, err = sh.next(api.EventExit)
 			}

@@ -180,13 +180,6 @@ func (m *sporeMachine) end(limit time.Duration) (api.Event, error) {
 	}
 }
 
-// monotonic is the clock that the VMM stamps the first exit with, in nanoseconds.
-func monotonic() int64 {
-	var ts unix.Timespec
-	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
-	return ts.Nano()
-}
-
 func pair(kind int) (ours, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/timing"
 	"spore/internal/wire"
 	"spore/jailer"
 	"spore/jailer/cgroup"
@@ -128,8 +129,8 @@ type stamps struct {
 
 // wakeOnce wakes a bare-metal guest in a fresh jailed process. Its first instructions end it; the VMM says when that was.
 func wakeOnce(f files, memory int64) (s stamps, err error) {
-	began := monotonic()
-	since := func() float64 { return float64(monotonic()-began) / 1e6 }
+	began := timing.Monotonic()
+	since := func() float64 { return float64(timing.Monotonic()-began) / 1e6 }
 	m, err := startSpore(f, memory, true)
 	if err != nil {
 		return s, err

@@ -114,8 +114,8 @@ func qemuTemplate(f files, dir string) (string, error) {
 	}
 }
 
-// learn wakes once and notes what is written by the time a command has run, as the supervisor of the first sandbox of a
-// template does.
+// learn wakes once and notes what is written by the time a command has run; the supervisor of the first sandbox of a template
+// does so when its command has started.
 func learn(f files, dir string) (string, error) {
 	m, err := startSpore(f, bootMemory, false)
 	if err != nil {

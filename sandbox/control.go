@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/timing"
 	"spore/internal/wire"
 	"spore/vmm/api"
 )
@@ -21,7 +22,7 @@ func (m *machine) readControl() {
 		}
 		switch {
 		case msg.Event != nil && msg.Event.Kind == api.EventStarted:
-			m.runs.Store(monotonic())
+			m.runs.Store(timing.Monotonic())
 			m.running.Do(func() { m.steps = msg.Event.Steps; close(m.started) })
 		case msg.Event != nil && msg.Event.Kind == api.EventExit:
 			m.end = *msg.Event

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/flock"
 	"spore/internal/wire"
 	"spore/jailer"
 	"spore/jailer/cgroup"
@@ -69,7 +70,6 @@ type Pool struct {
 	classes map[Class]*shelf
 	filling sync.Mutex // one shell is started at a time: those who wait for one have the processors
 	closed  bool
-	all     sync.WaitGroup // of shells that live
 }
 
 // shelf is the shells of a class.
@@ -86,6 +86,13 @@ type shellProcess struct {
 	control *os.File
 	ended   chan struct{} // closed when nothing of it is left; how is then final
 	how     string        // it ended, if not well
+}
+
+// giveUp ends a shell that nobody has been handed: it takes the end of its control socket for its own. Whoever took it off
+// its shelf calls this, once.
+func (sh *shellProcess) giveUp() {
+	sh.control.Close()
+	unix.Close(sh.PidFD)
 }
 
 // NewPool makes an empty pool, to serve in dir. What a class needs is started when it is wanted first.
@@ -105,7 +112,7 @@ func SweepShells(dir string) error {
 	if _, err := os.Stat(dir); err != nil {
 		return nil // there was never one
 	}
-	lock, err := lockPath(filepath.Join(dir, poolLock), unix.LOCK_EX|unix.LOCK_NB)
+	lock, err := flock.Open(filepath.Join(dir, poolLock), unix.LOCK_EX|unix.LOCK_NB)
 	if err != nil {
 		return nil // it lives
 	}
@@ -138,6 +145,7 @@ func (p *Pool) take(c Class) *shellProcess {
 		sh, s.ready = s.ready[0], s.ready[1:]
 		select {
 		case <-sh.ended: // it died while it waited
+			sh.giveUp()
 			sh = nil
 		default:
 		}
@@ -177,8 +185,8 @@ func (p *Pool) fill(c Class) error {
 			sh = nil
 		}
 		p.mu.Unlock()
-		if sh != nil { // given up meanwhile
-			sh.control.Close()
+		if sh != nil { // its class was given up meanwhile
+			sh.giveUp()
 		}
 	}
 	return nil
@@ -206,7 +214,7 @@ func (p *Pool) lacks(c Class) bool {
 	if oldest == nil {
 		return false
 	}
-	oldest.ready[0].control.Close() // it takes that for its end
+	oldest.ready[0].giveUp()
 	oldest.ready = oldest.ready[1:]
 	return true
 }
@@ -229,8 +237,11 @@ func (p *Pool) start(c Class) (_ *shellProcess, err error) {
 	var fds files
 	defer fds.close()
 	fds.add(theirConfig)
-	for _, path := range []string{"/dev/kvm", "/dev/urandom"} {
-		f, err := os.OpenFile(path, map[string]int{"/dev/kvm": os.O_RDWR}[path]|unix.O_CLOEXEC, 0)
+	for _, device := range []struct {
+		path  string
+		flags int
+	}{{"/dev/kvm", os.O_RDWR}, {"/dev/urandom", os.O_RDONLY}} {
+		f, err := os.OpenFile(device.path, device.flags|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return nil, errors.Join(err, control.Close(), theirControl.Close())
 		}
@@ -247,14 +258,14 @@ func (p *Pool) start(c Class) (_ *shellProcess, err error) {
 	if err != nil {
 		return nil, errors.Join(err, control.Close())
 	}
-	p.all.Add(1)
 	go p.bury(sh)
 	control.SetReadDeadline(time.Now().Add(readyLimit))
 	var m api.Message
 	if err := wire.Read(control, &m); err != nil || m.Event == nil || m.Event.Kind != api.EventWaiting {
 		sh.Kill()
 		<-sh.ended
-		return nil, fmt.Errorf("start shell: it says %+v: %w", m.Event, errors.Join(err, control.Close()))
+		sh.giveUp()
+		return nil, errors.Join(fmt.Errorf("start shell: it says %+v", m.Event), err)
 	}
 	control.SetReadDeadline(time.Time{})
 	return sh, nil
@@ -271,7 +282,6 @@ func (c Class) layers() (list []jailer.Layer) {
 
 // bury waits for a shell's end and takes away what is left.
 func (p *Pool) bury(sh *shellProcess) {
-	defer p.all.Done()
 	defer close(sh.ended)
 	st, err := sh.Wait()
 	switch {
@@ -291,8 +301,8 @@ func (p *Pool) Close() {
 	p.closed = true
 	for _, s := range p.classes {
 		for _, sh := range s.ready {
-			sh.control.Close()
-			sh.Kill()
+			sh.Kill() // this process ends before it would notice
+			sh.giveUp()
 		}
 		s.ready = nil
 	}
@@ -318,7 +328,7 @@ func (p *Pool) expire(ctx context.Context) {
 				continue
 			}
 			for _, sh := range s.ready {
-				sh.control.Close()
+				sh.giveUp()
 			}
 			delete(p.classes, c)
 		}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/flock"
 	"spore/internal/wire"
 	"spore/jailer"
 )
@@ -58,7 +59,7 @@ func (p *Pool) Serve(ctx context.Context, ready func()) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("serve pool: %w", err)
 	}
-	lock, err := lockPath(filepath.Join(dir, poolLock), unix.LOCK_EX|unix.LOCK_NB)
+	lock, err := flock.Open(filepath.Join(dir, poolLock), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return ErrPoolRuns
 	}
@@ -120,12 +121,11 @@ func (p *Pool) hand(conn *net.UnixConn, sh *shellProcess) {
 	if err == nil {
 		_, _, err = conn.WriteMsgUnix([]byte{0}, unix.UnixRights(int(sh.control.Fd()), sh.PidFD), nil)
 	}
-	sh.control.Close() // theirs now, or nobody's: then the shell ends
+	sh.giveUp() // both are theirs now, or nobody's
 	if err != nil {
 		sh.Kill()
 		return
 	}
 	<-sh.ended
-	unix.Close(sh.PidFD)
 	_ = wire.Write(conn, poolEnd{How: sh.how})
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spore/internal/flock"
 )
 
 // Sandbox is one record on disk. Its Config never changes after Create.
@@ -34,7 +36,7 @@ func (sb *Sandbox) path(name string) string { return filepath.Join(sb.dir, name)
 // hold takes the sandbox's own lock for as long as its supervisor lives. The kernel releases it whatever way
 // the supervisor ends, which is how everybody else knows.
 func (sb *Sandbox) hold() (*os.File, error) {
-	f, err := lockPath(sb.path(lockFile), unix.LOCK_EX|unix.LOCK_NB)
+	f, err := flock.Open(sb.path(lockFile), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, &StateError{Ref: sb.Ref(), Is: Running, Want: "it has a supervisor already"}
 	}

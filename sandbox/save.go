@@ -49,7 +49,7 @@ func (v *supervisor) pause() error {
 		return err
 	}
 	if _, err := v.machine.request(v.ctx, api.Request{Op: api.OpPause}); err != nil {
-		return err
+		return errors.Join(err, agent.Release(v.ctx, v.machine.broker.Dial))
 	}
 	v.note(func(st *State) { st.Paused = true })
 	return v.record()
@@ -120,24 +120,21 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 		s.goesOn = ctx.Err() == nil
 		return s, fmt.Errorf("save sandbox: %w", err)
 	}
-	if reply.Saved == nil {
-		return s, errors.New("save sandbox: the VMM does not say what it saved")
-	}
-	s.Before, s.During, s.Live = reply.Saved.Before, reply.Saved.During, reply.Saved.Before > 0
 	err = v.saveDisk(ctx, to)
+	s.goesOn = true
 	if !paused {
-		var resumed api.Reply
-		var resumeErr error
-		resumed, resumeErr = v.machine.request(context.WithoutCancel(ctx), api.Request{Op: api.OpResume})
+		resumed, resumeErr := v.machine.request(context.WithoutCancel(ctx), api.Request{Op: api.OpResume})
 		err = errors.Join(err, resumeErr)
 		s.Stopped = time.Duration(resumed.Stopped)
 		s.goesOn = resumeErr == nil
-	} else {
-		s.goesOn = true
 	}
 	if err != nil {
 		return s, fmt.Errorf("save sandbox: %w", err)
 	}
+	if reply.Saved == nil {
+		return s, errors.New("save sandbox: the VMM does not say what it saved")
+	}
+	s.Before, s.During, s.Live = reply.Saved.Before, reply.Saved.During, reply.Saved.Before > 0
 	var base *os.File
 	if reply.Saved.Changes {
 		if base = v.base; base == nil {
@@ -156,8 +153,24 @@ func (v *supervisor) saveDisk(ctx context.Context, to *snapshot.Draft) error {
 	return to.TakeDisk(ctx, disk, v.sb.Config.Disk)
 }
 
-// Rewind makes a sandbox that does not run what it was at a snapshot: its writable layer now, its memory when it is started
-// next.
+// Fits reports why the sandbox cannot become what a machine of that shape was, which was made as a sandbox of that
+// configuration: its memory would not be that of what it finds on its disks.
+func (sb *Sandbox) Fits(spec snapshot.Spec, made Config) error {
+	cfg := sb.Config
+	const remedy = "make another of it with 'spore run --from'"
+	if spec.CPUs != cfg.CPUs || spec.Memory != cfg.Memory || spec.Disk != cfg.Disk {
+		return fmt.Errorf("%w: the snapshot is of %d CPUs, %d MiB of memory and %d MiB of disk, the sandbox has %d, %d and %d: %s",
+			ErrConfig, spec.CPUs, spec.Memory>>20, spec.Disk>>20, cfg.CPUs, cfg.Memory>>20, cfg.Disk>>20, remedy)
+	}
+	if made.ImageDigest != cfg.ImageDigest || made.Root != cfg.Root || made.ReadOnly != cfg.ReadOnly {
+		return fmt.Errorf("%w: the snapshot is of %.80q (%.19s), the sandbox of %.80q (%.19s), or their roots differ otherwise: %s",
+			ErrConfig, made.Image, made.ImageDigest, cfg.Image, cfg.ImageDigest, remedy)
+	}
+	return nil
+}
+
+// Rewind makes a sandbox that does not run what it was at a snapshot that fits it: its writable layer now, its memory when it
+// is started next.
 func (sb *Sandbox) Rewind(ctx context.Context, to *snapshot.Dormant, id string) error {
 	lock, err := sb.holdSoon()
 	if err != nil {
@@ -167,11 +180,6 @@ func (sb *Sandbox) Rewind(ctx context.Context, to *snapshot.Dormant, id string) 
 	st, err := sb.readState()
 	if err != nil {
 		return err
-	}
-	cfg := sb.Config
-	if to.Spec.CPUs != cfg.CPUs || to.Spec.Memory != cfg.Memory || to.Spec.Disk != cfg.Disk {
-		return fmt.Errorf("%w: the snapshot is of %d CPUs, %d MiB of memory and %d MiB of disk, the sandbox has %d, %d and %d: make another of it with 'spore run --from'",
-			ErrConfig, to.Spec.CPUs, to.Spec.Memory>>20, to.Spec.Disk>>20, cfg.CPUs, cfg.Memory>>20, cfg.Disk>>20)
 	}
 	fresh := sb.path(writableFile) + ".new"
 	if err := os.RemoveAll(fresh); err != nil {

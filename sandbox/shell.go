@@ -60,12 +60,12 @@ func takeShell(dir string, c Class) (*shell, error) {
 	}
 	conn.SetDeadline(time.Now().Add(poolPatience))
 	s := &shell{pool: conn}
-	if err := wire.Write(conn, poolRequest{poolTake, c}); err == nil {
+	if err = wire.Write(conn, poolRequest{poolTake, c}); err == nil {
 		err = wire.Read(conn, &s.reply)
-		if err == nil && !s.reply.Shell {
-			conn.Close()
-			return nil, nil
-		}
+	}
+	if err == nil && !s.reply.Shell {
+		conn.Close()
+		return nil, nil
 	}
 	if err == nil {
 		err = s.receive()

@@ -4,7 +4,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"spore/internal/timing"
 )
 
 // Stamps are the moments of a start, in nanoseconds since it was asked for (t0). A moment that was not reached is 0.
@@ -26,19 +26,10 @@ type watch struct {
 	stamps Stamps
 }
 
-// monotonic is CLOCK_MONOTONIC in nanoseconds.
-func monotonic() int64 {
-	var ts unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) != nil {
-		return 0
-	}
-	return ts.Nano()
-}
-
-func newWatch() *watch { return &watch{began: monotonic()} }
+func newWatch() *watch { return &watch{began: timing.Monotonic()} }
 
 // note sets a moment to now, unless it has been.
-func (w *watch) note(moment func(*Stamps) *int64) { w.at(monotonic(), moment) }
+func (w *watch) note(moment func(*Stamps) *int64) { w.at(timing.Monotonic(), moment) }
 
 // at is note for a moment that has been taken elsewhere; 0 is none.
 func (w *watch) at(when int64, moment func(*Stamps) *int64) {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spore/internal/flock"
 )
 
 // ErrNotFound says that no sandbox has that name or id.
@@ -44,30 +46,11 @@ func OpenStore(dir string) (*Store, error) {
 
 // lock takes the store's lock until the returned function is called.
 func (s *Store) lock() (unlock func(), err error) {
-	f, err := lockPath(filepath.Join(s.dir, lockFile), unix.LOCK_EX)
+	f, err := flock.Open(filepath.Join(s.dir, lockFile), unix.LOCK_EX)
 	if err != nil {
 		return nil, fmt.Errorf("lock sandbox store: %w", err)
 	}
 	return func() { f.Close() }, nil
-}
-
-// lockPath opens path and takes a flock of that kind on it; closing the file releases it.
-func lockPath(path string, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err = unix.Flock(int(f.Fd()), how)
-		if err != unix.EINTR {
-			break
-		}
-	}
-	if err != nil {
-		f.Close()
-		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
-	}
-	return f, nil
 }
 
 // Origin is what a new sandbox begins as.

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/flock"
 	"spore/snapshot"
 )
 
@@ -111,17 +112,24 @@ func hostIdentity() (string, error) {
 // owns reports whether dir is a template's.
 func (t *Templates) owns(dir string) bool { return filepath.Dir(dir) == filepath.Clean(t.dir) }
 
-// Find returns the template of a sandbox, nil when there is none.
+// Find returns the template of a sandbox, nil when there is none. One that cannot be read is removed: it costs a boot.
 func (t *Templates) Find(cfg Config, host Host) (*snapshot.Dormant, error) {
 	key, err := t.key(cfg, host)
 	if err != nil {
 		return nil, fmt.Errorf("look for a template: %w", err)
 	}
 	d, err := t.open(key)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	if err == nil {
+		return d, nil
 	}
-	return d, err
+	if !errors.Is(err, fs.ErrNotExist) {
+		host.log().Warn("a template cannot be read: it is removed, and the guest boots", "err", err)
+		err = snapshot.Remove(filepath.Join(t.dir, key))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // or somebody else has removed it
+	}
+	return nil, err
 }
 
 func (t *Templates) open(key string) (*snapshot.Dormant, error) {
@@ -140,7 +148,7 @@ func (t *Templates) begin(cfg Config, host Host) (*snapshot.Draft, *os.File, err
 	if err := os.MkdirAll(t.dir, 0o700); err != nil {
 		return nil, nil, err
 	}
-	lock, err := lockPath(filepath.Join(t.dir, key+".lock"), unix.LOCK_EX|unix.LOCK_NB)
+	lock, err := flock.Open(filepath.Join(t.dir, key+".lock"), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, nil, errBusy
 	}
@@ -171,7 +179,7 @@ func (t *Templates) Sweep() error {
 		if ext == "" || ext == ".lock" {
 			continue
 		}
-		lock, err := lockPath(filepath.Join(t.dir, key+".lock"), unix.LOCK_EX|unix.LOCK_NB)
+		lock, err := flock.Open(filepath.Join(t.dir, key+".lock"), unix.LOCK_EX|unix.LOCK_NB)
 		if err != nil {
 			continue // it is being made
 		}
@@ -191,16 +199,15 @@ func (t *Templates) Prune(ctx context.Context) (freed int64, err error) {
 		if !e.IsDir() || filepath.Ext(e.Name()) != "" {
 			continue
 		}
-		lock, err := lockPath(filepath.Join(t.dir, e.Name()+".lock"), unix.LOCK_EX|unix.LOCK_NB)
+		lock, err := flock.Open(filepath.Join(t.dir, e.Name()+".lock"), unix.LOCK_EX|unix.LOCK_NB)
 		if err != nil {
 			continue // it is being made
 		}
 		if d, err := t.open(e.Name()); err == nil {
 			n, _ := d.Size()
 			freed += n
-			errs = append(errs, d.Remove())
 		}
-		lock.Close()
+		errs = append(errs, snapshot.Remove(filepath.Join(t.dir, e.Name())), lock.Close())
 	}
 	return freed, errors.Join(append(errs, err, context.Cause(ctx))...)
 }

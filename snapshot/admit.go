@@ -89,13 +89,9 @@ func isAdmitted(dir string, k *Keys) bool {
 	return err == nil && hmac.Equal(bytes.TrimSpace(have), want)
 }
 
-// admit records that the snapshot in dir has been verified.
-func admit(dir string, k *Keys) error {
-	now, err := current(dir)
-	if err != nil {
-		return err
-	}
-	b, err := now.seal(k)
+// record remembers that the snapshot in dir has been verified as it was then.
+func (a *admitted) record(dir string, k *Keys) error {
+	b, err := a.seal(k)
 	if err != nil {
 		return err
 	}
@@ -108,32 +104,36 @@ func admit(dir string, k *Keys) error {
 
 // Admit makes a snapshot ready to wake: it verifies it, unless nothing has touched it since that was done last.
 func (s *Store) Admit(ctx context.Context, m *Manifest) (*Dormant, error) {
-	dir := s.path(m.ID)
-	d := &Dormant{Spec: m.Spec, dir: dir}
-	if isAdmitted(dir, s.keys) {
+	d := &Dormant{Spec: m.Spec, dir: s.path(m.ID)}
+	if isAdmitted(d.dir, s.keys) {
 		return d, nil
 	}
-	// The record is of the files as they were before they are read: a change meanwhile shows the next time.
-	before, err := current(dir)
-	if err != nil {
-		return nil, fmt.Errorf("admit snapshot %s: %w: %w", m.Ref(), ErrDamaged, err)
-	}
-	if err := m.verify(ctx, d); err != nil {
-		return nil, fmt.Errorf("admit snapshot %s: %w", m.Ref(), err)
-	}
-	after, err := current(dir)
-	if err != nil {
-		return nil, fmt.Errorf("admit snapshot %s: %w", m.Ref(), err)
-	}
-	for name, id := range before.Files {
-		if after.Files[name] != id {
-			return nil, fmt.Errorf("admit snapshot %s: %w: %s changes while it is verified", m.Ref(), ErrDamaged, name)
-		}
-	}
-	if err := admit(dir, s.keys); err != nil {
+	if err := m.admit(ctx, d, s.keys); err != nil {
 		return nil, fmt.Errorf("admit snapshot %s: %w", m.Ref(), err)
 	}
 	return d, nil
+}
+
+// admit verifies d and remembers it. The record is of the files as they were before they were read: a change meanwhile is an
+// error, and one that comes later shows the next time.
+func (m *Manifest) admit(ctx context.Context, d *Dormant, k *Keys) error {
+	before, err := current(d.dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if err := m.verify(ctx, d); err != nil {
+		return err
+	}
+	after, err := current(d.dir)
+	if err != nil {
+		return err
+	}
+	for name, id := range before.Files {
+		if after.Files[name] != id {
+			return fmt.Errorf("%w: %s changes while it is verified", ErrDamaged, name)
+		}
+	}
+	return before.record(d.dir, k)
 }
 
 // Verify compares everything with what was signed, whatever is remembered of an earlier time.

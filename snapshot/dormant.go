@@ -31,11 +31,8 @@ const (
 // Version of Spec. Another one is refused.
 const Version = 1
 
-// Bounds on what is read back.
-const (
-	maxSpec  = 64 << 10
-	maxState = 2 << 20
-)
+// maxSpec bounds what is read back, in bytes.
+const maxSpec = 64 << 10
 
 // Spec is the shape of a dormant machine.
 type Spec struct {
@@ -130,7 +127,7 @@ func (d *Dormant) NewDisk(ctx context.Context, path string) error {
 	return nil
 }
 
-// Size is what its files take on the disk, in bytes.
+// Size is what the files of the machine itself take on the disk, in bytes.
 func (d *Dormant) Size() (total int64, err error) {
 	for _, name := range []string{specFile, stateFile, memoryFile, diskFile} {
 		var st unix.Stat_t
@@ -143,9 +140,12 @@ func (d *Dormant) Size() (total int64, err error) {
 }
 
 // Remove deletes it. Machines that woke from it live on.
-func (d *Dormant) Remove() error {
-	gone := d.dir + ".gone"
-	if err := os.Rename(d.dir, gone); err != nil {
+func (d *Dormant) Remove() error { return Remove(d.dir) }
+
+// Remove deletes the dormant machine in dir, whatever is left of it.
+func Remove(dir string) error {
+	gone := dir + ".gone"
+	if err := os.Rename(dir, gone); err != nil {
 		return fmt.Errorf("remove dormant machine: %w", err)
 	}
 	return os.RemoveAll(gone)

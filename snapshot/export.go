@@ -113,13 +113,10 @@ func (s *Store) receive(ctx context.Context, t *tar.Reader, p *Pending) (*Manife
 	if _, err := t.Next(); err != io.EOF {
 		return nil, fmt.Errorf("%w: something follows its last file", ErrDamaged)
 	}
-	if err := m.verify(ctx, &Dormant{Spec: m.Spec, dir: p.Dir}); err != nil {
+	if err := m.admit(ctx, &Dormant{Spec: m.Spec, dir: p.Dir}, s.keys); err != nil {
 		return nil, err
 	}
 	if err := writeSpec(p.Dir, m.Spec); err != nil {
-		return nil, err
-	}
-	if err := admit(p.Dir, s.keys); err != nil {
 		return nil, err
 	}
 	return m, s.publish(p.Dir, m, true)
@@ -140,11 +137,6 @@ func receiveFile(ctx context.Context, t *tar.Reader, dir, name string, limit int
 	}
 	if name == memoryFile {
 		err = sparse.Unpack(ctx, f, t, limit)
-		if err == nil {
-			if n, _ := io.Copy(io.Discard, io.LimitReader(t, 1)); n > 0 {
-				err = fmt.Errorf("%w: something follows the memory", ErrDamaged)
-			}
-		}
 	} else if head.Size > limit {
 		err = fmt.Errorf("%w: %s has %d bytes, at most %d", ErrDamaged, name, head.Size, limit)
 	} else {

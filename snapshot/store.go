@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spore/internal/flock"
 )
 
 // ErrNotFound says that no snapshot has that name or id.
@@ -41,29 +43,11 @@ func (s *Store) path(id string) string { return filepath.Join(s.dir, id) }
 
 // lockStore keeps others from changing which snapshots there are, until the function returned is called.
 func (s *Store) lockStore() (func(), error) {
-	f, err := flock(filepath.Join(s.dir, "lock"), unix.LOCK_EX)
+	f, err := flock.Open(filepath.Join(s.dir, "lock"), unix.LOCK_EX)
 	if err != nil {
 		return nil, fmt.Errorf("lock snapshot store: %w", err)
 	}
 	return func() { f.Close() }, nil
-}
-
-// flock opens the file and takes a lock on it; closing the file releases it.
-func flock(path string, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		if err = unix.Flock(int(f.Fd()), how); err != unix.EINTR {
-			break
-		}
-	}
-	if err != nil {
-		f.Close()
-		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
-	}
-	return f, nil
 }
 
 // Ref is how the user knows it: the name, or the id.
@@ -97,7 +81,7 @@ func (s *Store) Begin() (*Pending, error) {
 	}
 	p.Dir = filepath.Join(staging, p.id)
 	var err error
-	if p.lock, err = flock(p.Dir+".lock", unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if p.lock, err = flock.Open(p.Dir+".lock", unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("begin snapshot: %w", err)
 	}
 	return p, nil
@@ -125,7 +109,11 @@ func (p *Pending) Add(ctx context.Context, m Manifest) (*Manifest, error) {
 	if err := sign(ctx, d.dir, &m, p.store.keys); err != nil {
 		return nil, fmt.Errorf("add snapshot: %w", err)
 	}
-	if err := admit(d.dir, p.store.keys); err != nil {
+	signed, err := current(d.dir)
+	if err == nil {
+		err = signed.record(d.dir, p.store.keys)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("add snapshot: %w", err)
 	}
 	if err := p.store.publish(d.dir, &m, false); err != nil {
@@ -288,7 +276,7 @@ func (s *Store) Sweep() error {
 	}
 	var errs []error
 	for _, path := range locks {
-		lock, err := flock(path, unix.LOCK_EX|unix.LOCK_NB)
+		lock, err := flock.Open(path, unix.LOCK_EX|unix.LOCK_NB)
 		if err != nil {
 			continue // its maker lives
 		}

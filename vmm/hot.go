@@ -22,15 +22,12 @@ func (m *Machine) Hot(to *os.File) error {
 		return fmt.Errorf("list written pages: the machine did not wake, or has ended: %w", ErrState)
 	}
 	var b []byte
-	for i, r := range m.ram.mem.Regions() {
-		pages := make(pageSet, guestmem.Words(len(r.Host)))
-		if err := m.vm.DirtyLog(uint32(i), pages); err != nil {
+	for i := range m.changed {
+		if _, err := m.takeWritten(i); err != nil {
 			return err
 		}
-		m.ram.mem.TakeWrites(i, pages)
-		for w := range pages {
-			m.changed[i][w] |= pages[w]
-			b = binary.LittleEndian.AppendUint64(b, m.changed[i][w])
+		for _, word := range m.changed[i] {
+			b = binary.LittleEndian.AppendUint64(b, word)
 		}
 	}
 	return writeAll(to, b, 0)

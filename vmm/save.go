@@ -16,7 +16,7 @@ import (
 )
 
 // Save writes a snapshot of a paused or running machine, and leaves it paused: its disks must be copied before it runs
-// on. After an error it is as it was. The memory of a machine that was booted is written whole, of one that woke from a
+// on. After an error it is as it was, but that a pause which fails may have left it half paused (see Pause). The memory of a machine that was booted is written whole, of one that woke from a
 // snapshot only what has changed since: Saved.Changes says which.
 //
 // Both files are empty and stay the caller's. Memory goes to the offsets of Config.Memory, with holes for pages that were
@@ -114,13 +114,9 @@ func (m *Machine) gather(blocks pageSet) ([]byte, error) {
 // the next save.
 func (m *Machine) copyChanged(ctx context.Context, to *os.File, blocks pageSet, first bool) (n int64, err error) {
 	for i, r := range m.ram.mem.Regions() {
-		pages := make(pageSet, guestmem.Words(len(r.Host)))
-		if err := m.vm.DirtyLog(uint32(i), pages); err != nil {
+		pages, err := m.takeWritten(i)
+		if err != nil {
 			return n, err
-		}
-		m.ram.mem.TakeWrites(i, pages)
-		for w := range pages {
-			m.changed[i][w] |= pages[w]
 		}
 		if first {
 			pages = m.changed[i]
@@ -132,6 +128,20 @@ func (m *Machine) copyChanged(ctx context.Context, to *os.File, blocks pageSet, 
 		}
 	}
 	return n, nil
+}
+
+// takeWritten returns which pages of a region of RAM were written since it was asked last, and adds them to those that are not the
+// snapshot's any more.
+func (m *Machine) takeWritten(region int) (pageSet, error) {
+	pages := make(pageSet, len(m.changed[region]))
+	if err := m.vm.DirtyLog(uint32(region), pages); err != nil {
+		return nil, err
+	}
+	m.ram.mem.TakeWrites(region, pages)
+	for w := range pages {
+		m.changed[region][w] |= pages[w]
+	}
+	return pages, nil
 }
 
 // copyTouched writes every page that is not zero, as one that the guest never touched is.

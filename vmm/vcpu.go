@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
-
+	"spore/internal/timing"
 	"spore/kvm"
 	"spore/vmm/api"
 	"spore/vmm/snapshot"
@@ -76,7 +75,7 @@ func (m *Machine) enter(c *vcpu) (reason api.ExitReason, detail string) {
 		}
 		c.exits[min(exit.Reason, exitKinds-1)].Add(1)
 		if m.firstExit.Load() == 0 {
-			m.firstExit.CompareAndSwap(0, monotonic())
+			m.firstExit.CompareAndSwap(0, timing.Monotonic())
 		}
 		switch exit.Reason {
 		case kvm.ExitIO:
@@ -92,15 +91,6 @@ func (m *Machine) enter(c *vcpu) (reason api.ExitReason, detail string) {
 			return "", "" // a register write of this vCPU ended the machine
 		}
 	}
-}
-
-// monotonic is CLOCK_MONOTONIC in nanoseconds: the same for every process of the host.
-func monotonic() int64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return 0
-	}
-	return ts.Nano()
 }
 
 // FirstExit is when a vCPU of the machine first came back from the guest to be answered, by CLOCK_MONOTONIC in nanoseconds;

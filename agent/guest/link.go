@@ -105,6 +105,18 @@ func (l *link) end(age uint64) bool {
 	return true
 }
 
+// forsaken is end for what was attached by a connection of that age and has lost it.
+func (l *link) forsaken(age uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.w != nil || l.age != age {
+		return false
+	}
+	l.over = true
+	l.attached.Broadcast()
+	return true
+}
+
 func (l *link) hostGone() bool {
 	l.mu.Lock()
 	gone := l.gone
@@ -128,8 +140,18 @@ func (a *server) hold() error {
 	return nil
 }
 
-// release says that the machine was saved and this is still it.
-func (a *server) release() { a.held.Store(false) }
+// release says that the machine was saved and this is still it. What lost its host meanwhile ends, as it would have then.
+func (a *server) release() {
+	a.held.Store(false)
+	age := a.copies.Load()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range a.running {
+		if p.link.forsaken(age) {
+			p.kill()
+		}
+	}
+}
 
 // copied says that this machine is a copy. Its connections are gone; the command waits for its new host, and all other
 // processes that were started from outside end as if their host had gone.

@@ -139,6 +139,22 @@ func TestOnlyACopyIsOutlived(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
+		{"gone while held", false, func(t *testing.T, c *cuttable, a *server) {
+			if err := a.hold(); err != nil {
+				t.Fatal(err)
+			}
+			c.cut()
+			a.mu.Lock()
+			defer a.release()
+			defer a.mu.Unlock()
+			for _, p := range a.running {
+				poll(t, "sign that the connection is broken", func() bool {
+					p.link.mu.Lock()
+					defer p.link.mu.Unlock()
+					return p.link.w == nil
+				})
+			}
+		}},
 		{"not the command", false, func(t *testing.T, _ *cuttable, a *server) {
 			if err := a.hold(); err != nil {
 				t.Fatal(err)

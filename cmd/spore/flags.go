@@ -151,18 +151,12 @@ func environment(c *cli.Context, image rootfs.Image, tty bool) ([]string, error)
 	return mergeEnv(nil, append(env, more...)), nil
 }
 
-// commandArgs is what follows the image, without the "--" that may stand between.
+// commandArgs is what follows the image, or the flags of run --from, without the "--" that may stand between.
 func commandArgs(c *cli.Context) []string {
 	args := c.Args().Tail()
-	if len(args) > 0 && args[0] == "--" {
-		args = args[1:]
+	if c.IsSet("from") {
+		args = c.Args().Slice()
 	}
-	return args
-}
-
-// fromArgs is the command after run --from, where there is no image.
-func fromArgs(c *cli.Context) []string {
-	args := c.Args().Slice()
 	if len(args) > 0 && args[0] == "--" {
 		args = args[1:]
 	}

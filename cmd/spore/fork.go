@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -25,24 +23,6 @@ func forkCommand() *cli.Command {
 			jsonFlag(),
 		},
 		Action: onSandboxHost(forkAction),
-	}
-}
-
-func pauseCommand() *cli.Command {
-	return &cli.Command{
-		Name: "pause", Usage: "make sandboxes stand still", ArgsUsage: "SANDBOX...",
-		Action: onSandboxHost(func(c *cli.Context) error {
-			return each(c, func(ctx context.Context, sb *sandbox.Sandbox) error { return sb.Pause(ctx) })
-		}),
-	}
-}
-
-func resumeCommand() *cli.Command {
-	return &cli.Command{
-		Name: "resume", Aliases: []string{"unpause"}, Usage: "let paused sandboxes go on", ArgsUsage: "SANDBOX...",
-		Action: onSandboxHost(func(c *cli.Context) error {
-			return each(c, func(ctx context.Context, sb *sandbox.Sandbox) error { return sb.Resume(ctx) })
-		}),
 	}
 }
 
@@ -138,61 +118,4 @@ func startFrom(c *cli.Context, store *sandbox.Store, host sandbox.Host, cfg sand
 		return nil, errors.Join(fmt.Errorf("sandbox %s: %w", sb.Ref(), err), sb.Remove())
 	}
 	return sb, nil
-}
-
-func originOf(c *cli.Context, from *snapshot.Dormant, main uint64, id string) sandbox.Origin {
-	return sandbox.Origin{
-		From: from.Dir(), Main: main, Snapshot: id,
-		Writable: func(path string) error { return from.NewDisk(c.Context, path) },
-	}
-}
-
-// dormantOf verifies a snapshot and returns it with the configuration of what it was taken of, as another sandbox's.
-func dormantOf(c *cli.Context, store *snapshot.Store, m *snapshot.Manifest) (*snapshot.Dormant, sandbox.Config, error) {
-	var cfg sandbox.Config
-	from, err := store.Admit(c.Context, m)
-	if err != nil {
-		return nil, cfg, err
-	}
-	if err := json.Unmarshal(m.Origin, &cfg); err != nil {
-		return nil, cfg, fmt.Errorf("snapshot %s: %w", m.Ref(), err)
-	}
-	cfg.ID = ""
-	if cfg.JailWithout, err = allowedMissing(c); err != nil {
-		return nil, cfg, err
-	}
-	return from, cfg, imageThere(cfg)
-}
-
-// createFrom makes the sandbox of run --from: what the snapshot was taken of, under the flags that make sense for it.
-func createFrom(c *cli.Context, args []string) (*sandbox.Sandbox, error) {
-	store, err := openSnapshots(c)
-	if err != nil {
-		return nil, err
-	}
-	m, err := store.Find(c.String("from"))
-	if err != nil {
-		return nil, err
-	}
-	from, cfg, err := dormantOf(c, store, m)
-	if err != nil {
-		return nil, err
-	}
-	cfg.Hostname, cfg.Name = c.String("hostname"), c.String("name")
-	cfg.AutoRemove, cfg.Stdin, cfg.Prepare, cfg.Cold = c.Bool("rm"), c.Bool("interactive"), nil, false
-	if c.IsSet("timeout") {
-		cfg.Timeout = c.Duration("timeout")
-	}
-	if cfg.Labels, err = parseLabels(c.StringSlice("label")); err != nil {
-		return nil, err
-	}
-	main := from.Spec.Main
-	if len(args) > 0 {
-		cfg.Args, cfg.TTY, main = args, c.Bool("tty"), 0
-	}
-	sandboxes, err := openSandboxes(c)
-	if err != nil {
-		return nil, err
-	}
-	return sandboxes.Create(cfg, originOf(c, from, main, m.ID))
 }

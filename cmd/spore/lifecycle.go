@@ -55,6 +55,24 @@ func killCommand() *cli.Command {
 	}
 }
 
+func pauseCommand() *cli.Command {
+	return &cli.Command{
+		Name: "pause", Usage: "make sandboxes stand still", ArgsUsage: "SANDBOX...",
+		Action: onSandboxHost(func(c *cli.Context) error {
+			return each(c, func(ctx context.Context, sb *sandbox.Sandbox) error { return sb.Pause(ctx) })
+		}),
+	}
+}
+
+func resumeCommand() *cli.Command {
+	return &cli.Command{
+		Name: "resume", Aliases: []string{"unpause"}, Usage: "let paused sandboxes go on", ArgsUsage: "SANDBOX...",
+		Action: onSandboxHost(func(c *cli.Context) error {
+			return each(c, func(ctx context.Context, sb *sandbox.Sandbox) error { return sb.Resume(ctx) })
+		}),
+	}
+}
+
 func rmCommand() *cli.Command {
 	return &cli.Command{
 		Name: "rm", Usage: "remove sandboxes and all they wrote", ArgsUsage: "SANDBOX...",

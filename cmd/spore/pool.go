@@ -4,13 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -45,7 +40,7 @@ func poolCommand() *cli.Command {
 			{Name: "serve", Hidden: true, Flags: []cli.Flag{
 				&cli.IntFlag{Name: "depth"}, &cli.IntFlag{Name: "max"}, &cli.DurationFlag{Name: "idle"},
 				&cli.IntFlag{Name: "cpus"}, &cli.StringFlag{Name: "memory"}, withoutFlag(),
-			}, Action: poolServe},
+			}, Action: inBackground(servePool)},
 		},
 	}
 }
@@ -57,55 +52,18 @@ func poolStart(c *cli.Context) error {
 	if _, err := sandbox.AskPool(poolDir(c)); err == nil {
 		return nil
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	pr, pw, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer pr.Close()
 	args := []string{
-		"--native", "--state-dir", stateDir(c), "--cache-dir", cacheDir(c), "pool", "serve", "--depth", fmt.Sprint(c.Int("depth")),
-		"--max", fmt.Sprint(c.Int("max")), "--idle", c.Duration("idle").String(), "--cpus", fmt.Sprint(c.Int("cpus")), "--memory", c.String("memory"),
+		"serve", "--depth", fmt.Sprint(c.Int("depth")), "--max", fmt.Sprint(c.Int("max")), "--idle", c.Duration("idle").String(),
+		"--cpus", fmt.Sprint(c.Int("cpus")), "--memory", c.String("memory"),
 	}
 	for _, l := range c.StringSlice("jail-without") {
 		args = append(args, "--jail-without", l)
 	}
-	cmd := exec.Command(self, args...)
-	cmd.Dir = "/" // a background process keeps no directory busy
-	cmd.ExtraFiles = []*os.File{pw}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
-	pw.Close()
-	if err != nil {
-		return fmt.Errorf("start pool: %w", err)
-	}
-	said, err := io.ReadAll(io.LimitReader(pr, 64<<10))
-	switch {
-	case err != nil:
-		return fmt.Errorf("start pool: %w", err)
-	case string(said) == readyWord:
-		return cmd.Process.Release()
-	case len(said) == 0:
-		return errors.New("the pool ended before it stood ready")
-	}
-	return errors.New(strings.TrimSpace(string(said)))
+	return startBackground(c, "pool", args...)
 }
 
-// poolServe owns the shells until it is told to stop.
-func poolServe(c *cli.Context) error {
-	say := os.NewFile(3, "ready")
-	unix.CloseOnExec(3)
-	err := servePool(c, say)
-	if err != nil && say != nil {
-		fmt.Fprintln(say, err)
-	}
-	return err
-}
-
-func servePool(c *cli.Context, say *os.File) error {
+// servePool owns the shells until it is told to stop.
+func servePool(c *cli.Context, ready func()) error {
 	host, err := sandboxHost(c)
 	if err != nil {
 		return err
@@ -129,8 +87,7 @@ func servePool(c *cli.Context, say *os.File) error {
 			stop()
 			return
 		}
-		io.WriteString(say, readyWord)
-		say.Close()
+		ready()
 	})
 	return errors.Join(keepErr, err)
 }

@@ -100,7 +100,7 @@ func pull(c *cli.Context) (rootfs.Image, error) {
 // create writes the record and the writable layer of a new sandbox.
 func create(c *cli.Context) (*sandbox.Sandbox, error) {
 	if c.IsSet("from") {
-		return createFrom(c, fromArgs(c))
+		return createFrom(c, commandArgs(c))
 	}
 	image, err := pull(c)
 	if err != nil {

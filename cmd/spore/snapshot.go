@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -281,8 +280,11 @@ func snapshotRestore(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	from, err := store.Admit(c.Context, m)
+	from, made, err := dormantOf(c, store, m)
 	if err != nil {
+		return err
+	}
+	if err := sb.Fits(from.Spec, made); err != nil { // before anything is ended
 		return err
 	}
 	host, err := sandboxHost(c)
@@ -296,14 +298,6 @@ func snapshotRestore(c *cli.Context) error {
 		return err
 	}
 	return startSupervisor(c, sb, host)
-}
-
-// imageThere looks whether the image that a woken guest has its files from is still there.
-func imageThere(cfg sandbox.Config) error {
-	if _, err := os.Stat(cfg.ImagePath); err != nil {
-		return fmt.Errorf("the snapshot's image %s (%.19s) is not in the store any more: 'spore image pull %s'", cfg.Image, cfg.ImageDigest, cfg.Image)
-	}
-	return nil
 }
 
 func snapshotDiff(c *cli.Context) error {

@@ -147,8 +147,8 @@ func writeHeader(w io.Writer, off, n int64) error {
 	return err
 }
 
-// Unpack writes the file of size bytes that packed was made from. to must be empty. What is packed is untrusted: nothing
-// is written beyond size.
+// Unpack writes the file of size bytes that packed, all of it, was made from. to must be empty. What is packed is untrusted:
+// nothing is written beyond size.
 func Unpack(ctx context.Context, to *os.File, packed io.Reader, size int64) error {
 	if err := to.Truncate(size); err != nil {
 		return err
@@ -161,7 +161,7 @@ func Unpack(ctx context.Context, to *os.File, packed io.Reader, size int64) erro
 		}
 		off, n := binary.LittleEndian.Uint64(head[:]), binary.LittleEndian.Uint64(head[8:])
 		if n == 0 && off == uint64(size) {
-			return nil
+			return nothing(in)
 		}
 		if n == 0 || n > maxExtent || off > uint64(size) || n > uint64(size)-off {
 			return fmt.Errorf("%w: %d bytes at %d", ErrDamaged, n, off)
@@ -169,6 +169,18 @@ func Unpack(ctx context.Context, to *os.File, packed io.Reader, size int64) erro
 		if _, err := io.CopyN(io.NewOffsetWriter(to, int64(off)), in, int64(n)); err != nil {
 			return err
 		}
+	}
+}
+
+// nothing is an error unless r is at its end.
+func nothing(r io.Reader) error {
+	switch _, err := io.ReadFull(r, make([]byte, 1)); err {
+	case io.EOF:
+		return nil
+	case nil:
+		return fmt.Errorf("%w: something follows its end", ErrDamaged)
+	default:
+		return err
 	}
 }
 

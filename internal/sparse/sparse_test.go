@@ -2,12 +2,17 @@ package sparse
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"spore/internal/testenv"
 )
 
 const page = 4096
@@ -48,16 +53,26 @@ func letters(t *testing.T, f *os.File) string {
 	return string(s)
 }
 
-func knowsHoles(t *testing.T) {
-	t.Helper()
-	f := file(t, 64, map[int64]byte{32: 'x'})
-	if at, err := f.Seek(0, unix.SEEK_DATA); err != nil || at == 0 {
-		t.Skip("SKIPPED: the file system of the temporary directory does not know holes")
+// holes is a file system for temporary files that knows holes.
+var holes = testenv.Need{Name: "holes", Probe: func() error {
+	f, err := os.CreateTemp("", "holes")
+	if err != nil {
+		return err
 	}
-}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{1}, 1<<20); err != nil {
+		return err
+	}
+	at, err := f.Seek(0, unix.SEEK_DATA)
+	if err == nil && at == 0 {
+		err = errors.New("the file system of the temporary directory does not know holes")
+	}
+	return err
+}}
 
 func TestExtents(t *testing.T) {
-	knowsHoles(t)
+	testenv.Require(t, holes)
 	f := file(t, 8, map[int64]byte{1: 'a', 2: 'b', 5: 'c', 7: 'd'})
 	var got []Extent
 	for e, err := range Extents(f, 8*page) {
@@ -72,7 +87,7 @@ func TestExtents(t *testing.T) {
 }
 
 func TestFill(t *testing.T) {
-	knowsHoles(t)
+	testenv.Require(t, holes)
 	for _, test := range []struct {
 		name     string
 		to, from map[int64]byte
@@ -110,6 +125,10 @@ func TestPackAndUnpack(t *testing.T) {
 	size, err := packed.Seek(0, 2)
 	if err != nil {
 		t.Fatal(err)
+	}
+	longer := io.MultiReader(Whole(packed), strings.NewReader("x"))
+	if err := Unpack(t.Context(), file(t, 0, nil), longer, 16*page); !errors.Is(err, ErrDamaged) {
+		t.Errorf("unpacked a byte too many: %v, want ErrDamaged", err)
 	}
 	for cut := range size { // every shorter file is damaged
 		if cut%997 != 0 && cut != size-1 {

@@ -1,7 +1,11 @@
 // Package timing cuts a stretch of work into named steps.
 package timing
 
-import "time"
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // Step is one named part and how long it took.
 type Step struct {
@@ -33,3 +37,12 @@ func (c *Clock) Steps() []Step { return c.steps }
 
 // Total is the time since Start.
 func (c *Clock) Total() time.Duration { return time.Since(c.began) }
+
+// Monotonic is CLOCK_MONOTONIC in nanoseconds: the same for every process of the host. 0 if the host has none.
+func Monotonic() int64 {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) != nil {
+		return 0
+	}
+	return ts.Nano()
+}

@@ -41,6 +41,26 @@ func (u *user) countsPast(ref string, n int) int {
 	return 0
 }
 
+// wentBackTo waits until a counter has said a smaller number than before, and returns that.
+func (u *user) wentBackTo(ref string) int {
+	u.t.Helper()
+	for end := time.Now().Add(commandLimit); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		last := 0
+		for _, line := range strings.Fields(u.run("logs", ref).stdout) {
+			n, err := strconv.Atoi(line)
+			if err != nil {
+				u.t.Fatalf("%s said %q", ref, line)
+			}
+			if n <= last {
+				return n
+			}
+			last = n
+		}
+	}
+	u.t.Fatalf("%s did not go back", ref)
+	return 0
+}
+
 func (u *user) must(args ...string) string {
 	u.t.Helper()
 	r := u.run(args...)
@@ -110,6 +130,19 @@ func TestTemplates(t *testing.T) {
 	if !strings.Contains(r.stderr, "does not wake") {
 		t.Errorf("nothing is said of the damaged template: %q", r.stderr)
 	}
+	if found, err = filepath.Glob(filepath.Join(u.state, "templates", "*", "machine.json")); err != nil || len(found) == 0 {
+		t.Fatalf("templates %v, %v", found, err)
+	}
+	for _, path := range found {
+		if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r = u.run("run", image, "echo", "anyway")
+	r.want(t, 0, "anyway\n")
+	if !strings.Contains(r.stderr, "cannot be read") {
+		t.Errorf("nothing is said of the template that cannot be read: %q", r.stderr)
+	}
 	u.run("run", "--prepare", "echo prepared >/tmp/prepared", image, "cat", "/tmp/prepared").want(t, 0, "prepared\n")
 	u.run("run", "--prepare", "echo prepared >/tmp/prepared", image, "cat", "/tmp/prepared").want(t, 0, "prepared\n")
 	if r := u.run("run", "--prepare", "exit 3", image, "true"); r.code != 125 || !strings.Contains(r.stderr, "--prepare") {
@@ -168,14 +201,21 @@ func TestSnapshots(t *testing.T) {
 		t.Errorf("a parent was removed: %q", r.stderr)
 	}
 
+	u.must("run", "--cold", "-d", "--name", "small", "--memory", "128m", image, "sleep", "600")
+	if r := u.run("snapshot", "restore", "small", "s1"); r.code == 0 || !strings.Contains(r.stderr, "spore run --from") {
+		t.Errorf("a snapshot of another shape was restored: code %d, %q", r.code, r.stderr)
+	}
+	u.run("exec", "small", "echo", "untouched").want(t, 0, "untouched\n")
+	u.must("rm", "-f", "small")
+	if r := u.run("run", "--from", "s1", "--memory", "1g", "--", "true"); r.code != 125 || !strings.Contains(r.stderr, "--memory") {
+		t.Errorf("--from with --memory: code %d, %q", r.code, r.stderr)
+	}
 	u.must("snapshot", "restore", "c", "s1")
-	if lines := strings.Fields(u.run("logs", "c").stdout); len(lines) > 0 {
-		if n, _ := strconv.Atoi(lines[0]); n > second {
-			t.Errorf("rolled back to before %d, it goes on with %d", first+5, n)
-		}
+	if n := u.wentBackTo("c"); n <= first || n > second {
+		t.Errorf("rolled back to between %d and %d, it goes on with %d", first, second, n)
 	}
 	u.countsPast("c", first)
-	s3 := u.must("snapshot", "take", "c", "s3")
+	u.must("snapshot", "take", "c", "s3")
 	if got := u.must("snapshot", "inspect", "s3"); !strings.Contains(got, `"parent": "`+s1+`"`) {
 		t.Errorf("s3 is not below s1: %s", clip(got))
 	}
@@ -188,7 +228,6 @@ func TestSnapshots(t *testing.T) {
 	if got := strings.Fields(u.must("snapshot", "rm", "--children", "s1")); len(got) != 3 || got[2] != s1 {
 		t.Errorf("removed %v, want %s last", got, s1)
 	}
-	_ = s3
 }
 
 // TestFork copies a running sandbox, which does not notice.

@@ -63,44 +63,35 @@ var goStart = seccomp.Policy{
 }
 
 // kvmSetUp is what makes a VM, ioctl by ioctl (linux/kvm.h).
-var kvmSetUp = func() seccomp.Policy {
-	var p seccomp.Policy
-	for _, c := range []struct {
-		number uint64
-		why    string
-	}{
-		{0xae00, "KVM_GET_API_VERSION"},
-		{0xae01, "KVM_CREATE_VM"},
-		{0xae03, "KVM_CHECK_EXTENSION"},
-		{0xae04, "KVM_GET_VCPU_MMAP_SIZE"},
-		{0xc008ae05, "KVM_GET_SUPPORTED_CPUID"},
-		{0x4020ae46, "KVM_SET_USER_MEMORY_REGION"},
-		{0xae47, "KVM_SET_TSS_ADDR"},
-		{0x4008ae48, "KVM_SET_IDENTITY_MAP_ADDR"},
-		{0xae60, "KVM_CREATE_IRQCHIP"},
-		{0x8208ae63, "KVM_SET_IRQCHIP"},
-		{0xae41, "KVM_CREATE_VCPU"},
-		{0xaea3, "KVM_GET_TSC_KHZ"},
-		{0x4008ae90, "KVM_SET_CPUID2"},
-		{0x4040ae79, "KVM_IOEVENTFD"},
-		{0x4020ae76, "KVM_IRQFD"},
-		{0x4008ae89, "KVM_SET_MSRS"},
-		{0x4138ae84, "KVM_SET_SREGS"},
-		{0x4140aecd, "KVM_SET_SREGS2"},
-		{0x4090ae82, "KVM_SET_REGS"},
-		{0x5000aea5, "KVM_SET_XSAVE, of a snapshot"},
-		{0x4188aea7, "KVM_SET_XCRS, of a snapshot"},
-		{0x4400ae8f, "KVM_SET_LAPIC, of a snapshot"},
-		{0x4080aea2, "KVM_SET_DEBUGREGS, of a snapshot"},
-		{0x4040aea0, "KVM_SET_VCPU_EVENTS, of a snapshot"},
-		{0x4004ae99, "KVM_SET_MP_STATE, of a snapshot"},
-		{0x4030ae7b, "KVM_SET_CLOCK, of a snapshot"},
-		{0x4008ae61, "KVM_IRQ_LINE: the guest learns that it has woken"},
-	} {
-		p = append(p, seccomp.Rule{Call: "ioctl", Args: []seccomp.Arg{seccomp.Equal(1, c.number)}, Why: c.why})
-	}
-	return p
-}()
+var kvmSetUp = ioctls(
+	ioctl{0xae00, "KVM_GET_API_VERSION"},
+	ioctl{0xae01, "KVM_CREATE_VM"},
+	ioctl{0xae03, "KVM_CHECK_EXTENSION"},
+	ioctl{0xae04, "KVM_GET_VCPU_MMAP_SIZE"},
+	ioctl{0xc008ae05, "KVM_GET_SUPPORTED_CPUID"},
+	ioctl{0x4020ae46, "KVM_SET_USER_MEMORY_REGION"},
+	ioctl{0xae47, "KVM_SET_TSS_ADDR"},
+	ioctl{0x4008ae48, "KVM_SET_IDENTITY_MAP_ADDR"},
+	ioctl{0xae60, "KVM_CREATE_IRQCHIP"},
+	ioctl{0x8208ae63, "KVM_SET_IRQCHIP"},
+	ioctl{0xae41, "KVM_CREATE_VCPU"},
+	ioctl{0xaea3, "KVM_GET_TSC_KHZ"},
+	ioctl{0x4008ae90, "KVM_SET_CPUID2"},
+	ioctl{0x4040ae79, "KVM_IOEVENTFD"},
+	ioctl{0x4020ae76, "KVM_IRQFD"},
+	ioctl{0x4008ae89, "KVM_SET_MSRS"},
+	ioctl{0x4138ae84, "KVM_SET_SREGS"},
+	ioctl{0x4140aecd, "KVM_SET_SREGS2"},
+	ioctl{0x4090ae82, "KVM_SET_REGS"},
+	ioctl{0x5000aea5, "KVM_SET_XSAVE, of a snapshot"},
+	ioctl{0x4188aea7, "KVM_SET_XCRS, of a snapshot"},
+	ioctl{0x4400ae8f, "KVM_SET_LAPIC, of a snapshot"},
+	ioctl{0x4080aea2, "KVM_SET_DEBUGREGS, of a snapshot"},
+	ioctl{0x4040aea0, "KVM_SET_VCPU_EVENTS, of a snapshot"},
+	ioctl{0x4004ae99, "KVM_SET_MP_STATE, of a snapshot"},
+	ioctl{0x4030ae7b, "KVM_SET_CLOCK, of a snapshot"},
+	ioctl{0x4008ae61, "KVM_IRQ_LINE: the guest learns that it has woken"},
+)
 
 // descriptors is what is done to those that came with the configuration, and with it.
 var descriptors = seccomp.Policy{

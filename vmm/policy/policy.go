@@ -108,30 +108,35 @@ var enterGuest = seccomp.Policy{
 
 // saveMachine is what a snapshot reads of the VM (linux/kvm.h). Nothing of it changes the machine but the log, which it
 // empties; all that sets state is over by now, and the vCPUs' own threads may do none of it.
-var saveMachine = func() seccomp.Policy {
+var saveMachine = ioctls(
+	ioctl{0x4010ae42, "KVM_GET_DIRTY_LOG"},
+	ioctl{0xc208ae62, "KVM_GET_IRQCHIP"},
+	ioctl{0x8030ae7c, "KVM_GET_CLOCK"},
+	ioctl{0x8004ae98, "KVM_GET_MP_STATE"},
+	ioctl{0x8090ae81, "KVM_GET_REGS"},
+	ioctl{0x9000aea4, "KVM_GET_XSAVE"},
+	ioctl{0x8188aea6, "KVM_GET_XCRS"},
+	ioctl{0x8138ae83, "KVM_GET_SREGS"},
+	ioctl{0x8140aecc, "KVM_GET_SREGS2"},
+	ioctl{0xc008ae88, "KVM_GET_MSRS"},
+	ioctl{0x8400ae8e, "KVM_GET_LAPIC"},
+	ioctl{0x8080aea1, "KVM_GET_DEBUGREGS"},
+	ioctl{0x8040ae9f, "KVM_GET_VCPU_EVENTS"},
+)
+
+// ioctl is one request, by its number in linux/kvm.h, and what it is for.
+type ioctl struct {
+	number uint64
+	why    string
+}
+
+func ioctls(list ...ioctl) seccomp.Policy {
 	var p seccomp.Policy
-	for _, c := range []struct {
-		number uint64
-		why    string
-	}{
-		{0x4010ae42, "KVM_GET_DIRTY_LOG"},
-		{0xc208ae62, "KVM_GET_IRQCHIP"},
-		{0x8030ae7c, "KVM_GET_CLOCK"},
-		{0x8004ae98, "KVM_GET_MP_STATE"},
-		{0x8090ae81, "KVM_GET_REGS"},
-		{0x9000aea4, "KVM_GET_XSAVE"},
-		{0x8188aea6, "KVM_GET_XCRS"},
-		{0x8138ae83, "KVM_GET_SREGS"},
-		{0x8140aecc, "KVM_GET_SREGS2"},
-		{0xc008ae88, "KVM_GET_MSRS"},
-		{0x8400ae8e, "KVM_GET_LAPIC"},
-		{0x8080aea1, "KVM_GET_DEBUGREGS"},
-		{0x8040ae9f, "KVM_GET_VCPU_EVENTS"},
-	} {
+	for _, c := range list {
 		p = append(p, seccomp.Rule{Call: "ioctl", Args: []seccomp.Arg{seccomp.Equal(1, c.number)}, Why: c.why})
 	}
 	return p
-}()
+}
 
 var vcpuThread = seccomp.Policy{
 	{Call: "epoll_pwait", Why: "the runtime looks at the poller when it starts the world after a collection"},
