@@ -72,7 +72,7 @@ func TestBAL01_HostileInflate(t *testing.T) {
 	g.submit(0, buffer{bufferAt, 64, true})
 	g.wait(0)
 	before := d.Counters()["inflated_pages"]
-	b.fail = errors.New("no")
+	b.refuse(errors.New("no"))
 	g.send(0, rawPFNs(701, 702, 900))
 	g.wait(0)
 	if c := d.Counters(); c["failed"] != 2 || c["inflated_pages"] != before {
