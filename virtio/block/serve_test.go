@@ -167,7 +167,7 @@ func TestShortCounts(t *testing.T) {
 	r := newRing(t)
 	r.run(newDevice(t, Config{Backend: disk}), allFeatures, nil)
 	data := bytes.Repeat([]byte{7}, 3*sectorSize)
-	if status, _, _ := r.do(typeOut, 1, data, 0); status != statusOK || !bytes.Equal(disk.Data[sectorSize:4*sectorSize], data) {
+	if status, _, _ := r.do(typeOut, 1, data, 0); status != statusOK || !bytes.Equal(disk.Content(sectorSize, 3*sectorSize), data) {
 		t.Errorf("write: status %d", status)
 	}
 	if status, in, _ := r.do(typeIn, 1, nil, 3*sectorSize); status != statusOK || !bytes.Equal(in, data) {

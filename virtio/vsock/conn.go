@@ -61,6 +61,7 @@ type conn struct {
 	users     int         // goroutines that use sock
 	ended     bool        // sock is to be closed when users is 0
 	flushing  bool        // there is a flusher
+	pumping   bool        // there is a pump
 	owed      owed
 	in        receiveCredit
 	out       sendCredit

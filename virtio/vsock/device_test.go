@@ -242,6 +242,40 @@ func TestPauseKeepsConnections(t *testing.T) {
 	}
 }
 
+// An answer that the guest gave while the device stood is found by the transmit queue's owner at the moment the
+// connections go on: each still gets one pump.
+func TestAnswerWaitsForTheNextRun(t *testing.T) {
+	const dials = 40
+	g := newGuest(t, Config{})
+	g.start()
+	g.lend(ringSize - spareSlots)
+	for range 5 {
+		var conns []*net.UnixConn
+		var keys []key
+		for range dials {
+			c, theirs := pair(t)
+			g.tell(api.BrokerMessage{Op: api.BrokerDial, GuestPort: 1}, theirs)
+			conns, keys = append(conns, c), append(keys, key{guest: 1, host: g.expect(opRequest).srcPort})
+		}
+		g.stop()
+		if g.runErr != nil {
+			t.Fatal(g.runErr)
+		}
+		for _, k := range keys {
+			g.send(header{srcPort: k.guest, dstPort: k.host, op: opResponse, credit: roomy}, nil)
+		}
+		g.start()
+		for i, c := range conns {
+			if _, err := c.Write([]byte{7}); err != nil {
+				t.Fatal(err)
+			}
+			g.expect(opReadWrite)
+			g.send(header{srcPort: keys[i].guest, dstPort: keys[i].host, op: opReset, credit: roomy}, nil)
+		}
+		g.alone(0)
+	}
+}
+
 func TestPauseKeepsBufferedBytes(t *testing.T) {
 	g := newGuest(t, Config{})
 	g.start()

@@ -25,6 +25,7 @@ func (c *conn) pump(ctx context.Context) {
 		undo()
 		c.d.rx.forget(c, false)
 		c.mu.Lock()
+		c.pumping = false
 		c.leave()
 		c.mu.Unlock()
 	}()

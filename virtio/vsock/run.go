@@ -72,6 +72,10 @@ func (d *Device) Run(ctx context.Context, a virtio.Active) error {
 	d.spawn = newSpawner(ctx, &wg, fail)
 	event = event && qs[eventQueue] != nil
 	d.rx.begin(ctx, qs[receiveQueue], event, func() { a.Used(receiveQueue) }, fail)
+	// Before the goroutines that open connections: what they open is theirs to start, what is open already is ours.
+	for _, c := range d.table.list() {
+		d.resume(c)
+	}
 	if event {
 		e := &teller{d: d, q: qs[eventQueue], used: func() { a.Used(eventQueue) }}
 		d.spawn(func(ctx context.Context) { fail(e.serve(ctx)) })
@@ -81,9 +85,6 @@ func (d *Device) Run(ctx context.Context, a virtio.Active) error {
 	d.spawn(func(ctx context.Context) { fail(t.serve(ctx)) })
 	if d.broker.file != nil {
 		d.spawn(d.serveBroker)
-	}
-	for _, c := range d.table.list() {
-		d.resume(c)
 	}
 	wg.Wait()
 	<-ctx.Done()
@@ -156,13 +157,17 @@ func (d *Device) do(c *conn, e effect) {
 	}
 }
 
-// enter takes a place among the users of c's socket. It reports false where c is not open any more.
+// enter takes the pump's place among the users of c's socket. It reports false where c is not open any more.
 func (c *conn) enter() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.live() || c.ended {
 		return false
 	}
+	if c.pumping {
+		panic("bug: a second pump for one connection")
+	}
+	c.pumping = true
 	c.users++
 	return true
 }

@@ -1,7 +1,10 @@
 // Package blocktest has a block.Backend in memory that fails and waits on command, for tests.
 package blocktest
 
-import "sync"
+import (
+	"bytes"
+	"sync"
+)
 
 // Op names a method of block.Backend.
 type Op string
@@ -17,7 +20,7 @@ const (
 
 // Disk is a Backend over a byte slice. The zero value is an empty disk.
 type Disk struct {
-	Data []byte // the content; not to be touched while a device runs
+	Data []byte // the content; not to be touched while a device runs, which Content is for
 	// Before is called before each operation, without a lock held; it may block, and its error is the answer.
 	// For reads, nowait says how the device asked. Nil lets everything through.
 	Before func(op Op, off, n int64, nowait bool) error
@@ -33,6 +36,13 @@ func (d *Disk) Calls(op Op) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.calls[op]
+}
+
+// Content returns a copy of the n bytes at off. Any goroutine may call it, also while a device runs.
+func (d *Disk) Content(off, n int) []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return bytes.Clone(d.Data[off:][:n])
 }
 
 func (d *Disk) enter(op Op, off, n int64, nowait bool) error {
