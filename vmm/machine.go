@@ -262,6 +262,9 @@ func (m *Machine) pause(ctx context.Context) error {
 	if err := m.quiesce(ctx); err != nil {
 		return err
 	}
+	if m.ending.Load() { // its vCPUs did not park but went home, and KVM may have reset one that did (a triple fault)
+		return fmt.Errorf("machine has ended meanwhile (%s), cannot become %s: %w", m.exit.Reason, Paused, ErrState)
+	}
 	m.state = Paused
 	return nil
 }

@@ -48,10 +48,10 @@ func (m *Machine) turns(c *vcpu) {
 		if reason == "" {
 			reason, detail = m.enter(c)
 		}
-		m.gate.leave()
 		if reason != "" {
-			m.end(reason, detail)
+			m.end(reason, detail) // before it leaves: who waits for that must see that the machine has ended
 		}
+		m.gate.leave()
 	}
 }
 
