@@ -31,6 +31,10 @@ func parseReference(s string) (name.Reference, error) {
 			return nil, fmt.Errorf("repository %.128q: bad component %.64q: %w", ref.Context().RepositoryStr(), c, ErrSource)
 		}
 	}
+	// A tag begins with a letter, a digit or "_" by Docker's grammar, which the library does not enforce either.
+	if tag, ok := ref.(name.Tag); ok && strings.ContainsAny(tag.TagStr()[:1], ".-") {
+		return nil, fmt.Errorf("tag %.128q: begins with %.1q: %w", tag.TagStr(), tag.TagStr(), ErrSource)
+	}
 	return ref, nil
 }
 

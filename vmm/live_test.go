@@ -32,7 +32,7 @@ func staircase() code {
 // TestLiveSnapshotLosesNoWrite saves the staircase while it runs, again and again, each snapshot being the changes since the
 // first: none may have a page of another moment than the registers.
 func TestLiveSnapshotLosesNoWrite(t *testing.T) {
-	rounds := 40
+	rounds := 20
 	if testing.Short() {
 		rounds = 5
 	}
