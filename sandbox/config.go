@@ -74,6 +74,8 @@ type Config struct {
 	Root         RootDevice `json:"root_device"`
 	DebugConsole bool       `json:"debug_console,omitempty"`
 
+	MemoryDisk bool `json:"memory_disk,omitempty"` // the writable layer is in memory only and ends with the sandbox: it was encrypted
+
 	Cold    bool     `json:"cold,omitempty"`    // boot, whatever templates there are, and leave none
 	Prepare []string `json:"prepare,omitempty"` // a command that is run before the template is taken
 

@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,9 +47,9 @@ type machine struct {
 	waiting map[uint64]chan api.Reply
 }
 
-// launch starts a VMM for cfg in its jail, whose guest boots, or wakes from a dormant machine. It returns as soon as the
-// process runs; the guest may not yet.
-func launch(cfg Config, host Host, writable string, from *snapshot.Dormant) (*machine, error) {
+// launch starts a VMM for cfg in its jail, whose guest boots, or wakes from a dormant machine. writable stays the caller's. It
+// returns as soon as the process runs; the guest may not yet.
+func launch(cfg Config, host Host, writable *os.File, from *snapshot.Dormant) (*machine, error) {
 	var undo cleanup.Stack
 	m := &machine{
 		log: host.log(), console: &tail{limit: consoleKept},
@@ -81,7 +80,7 @@ func launch(cfg Config, host Host, writable string, from *snapshot.Dormant) (*ma
 
 // shell takes one from the pool for a guest that wakes, where there is one. The machine has its control socket then.
 func (m *machine) shell(cfg Config, host Host, from *snapshot.Dormant) *shell {
-	if from == nil || host.Pool == "" || !fitsShell(cfg) {
+	if from == nil || host.Pool == "" || !fitsShell(cfg) || cfg.MemoryDisk { // a shell's cgroup has no room for the disk
 		return nil
 	}
 	sh, err := takeShell(host.Pool, ClassOf(cfg))
@@ -96,7 +95,7 @@ func (m *machine) shell(cfg Config, host Host, from *snapshot.Dormant) *shell {
 }
 
 // spawn starts a VMM of our own with the files that its configuration names.
-func (m *machine) spawn(cfg Config, host Host, writable string, vmCfg api.Config, list []*os.File) error {
+func (m *machine) spawn(cfg Config, host Host, writable *os.File, vmCfg api.Config, list []*os.File) error {
 	configIn, configOut, err := socketpair(unix.SOCK_STREAM)
 	if err != nil {
 		return err
@@ -108,7 +107,7 @@ func (m *machine) spawn(cfg Config, host Host, writable string, vmCfg api.Config
 	}
 	j, err := Jail{
 		VMM: host.VMM, ID: cfg.ID, Files: append([]*os.File{configOut}, list...), CPUs: cfg.CPUs, Memory: cfg.Memory, Disk: cfg.Disk,
-		Disks: filepath.Dir(writable), Without: cfg.JailWithout,
+		Disks: fmt.Sprintf("/proc/self/fd/%d", writable.Fd()), Without: cfg.JailWithout,
 	}.Start()
 	if err != nil {
 		return err
@@ -121,7 +120,7 @@ func (m *machine) spawn(cfg Config, host Host, writable string, vmCfg api.Config
 type pipes struct{ console, log *os.File }
 
 // describe opens everything the VMM needs and says where it is.
-func (m *machine) describe(cfg Config, host Host, writable string, from *snapshot.Dormant, fds *files, undo *cleanup.Stack) (api.Config, pipes, error) {
+func (m *machine) describe(cfg Config, host Host, writable *os.File, from *snapshot.Dormant, fds *files, undo *cleanup.Stack) (api.Config, pipes, error) {
 	var p pipes
 	file := func(f *os.File) api.File { return api.File(fds.add(f)) }
 	out := api.Config{
@@ -159,9 +158,14 @@ func (m *machine) describe(cfg Config, host Host, writable string, from *snapsho
 	if err != nil {
 		return out, p, err
 	}
-	if err := describeDisks(cfg, writable, &out, open); err != nil {
+	if err := describeDisks(cfg, &out, open); err != nil {
 		return out, p, err
 	}
+	theirs, err := duplicate(writable)
+	if err != nil {
+		return out, p, fmt.Errorf("writable layer: %w", err)
+	}
+	out.Disks = append(out.Disks, api.Disk{ID: "writable", File: file(theirs)})
 	if err := m.connect(&out, &p, file, undo); err != nil {
 		return out, p, err
 	}
@@ -200,9 +204,9 @@ func describeRestore(from *snapshot.Dormant, out *api.Config, file func(*os.File
 	return nil
 }
 
-// describeDisks adds the image and the writable layer. The image's descriptor is read-only, so nothing in the
+// describeDisks adds the image. Its descriptor is read-only, so nothing in the
 // VMM can write it either (BLK-03).
-func describeDisks(cfg Config, writable string, out *api.Config, open func(*api.File, string, int) error) error {
+func describeDisks(cfg Config, out *api.Config, open func(*api.File, string, int) error) error {
 	if cfg.Root == RootPmem {
 		st, err := os.Stat(cfg.ImagePath)
 		if err != nil {
@@ -217,10 +221,6 @@ func describeDisks(cfg Config, writable string, out *api.Config, open func(*api.
 		if err := open(&out.Disks[0].File, cfg.ImagePath, os.O_RDONLY); err != nil {
 			return fmt.Errorf("image: %w", err)
 		}
-	}
-	out.Disks = append(out.Disks, api.Disk{ID: "writable"})
-	if err := open(&out.Disks[len(out.Disks)-1].File, writable, os.O_RDWR); err != nil {
-		return fmt.Errorf("writable layer: %w", err)
 	}
 	return nil
 }

@@ -46,7 +46,10 @@ func (v *supervisor) rise() error {
 
 // launch starts the machine and returns a context that ends with it.
 func (v *supervisor) launch(from *snapshot.Dormant, limit time.Duration) (context.Context, func(), error) {
-	m, err := launch(v.sb.Config, v.host, v.sb.path(writableFile), from)
+	if err := v.openDisk(from); err != nil {
+		return nil, nil, err
+	}
+	m, err := launch(v.sb.Config, v.host, v.disk, from)
 	if err != nil {
 		return nil, nil, err
 	}

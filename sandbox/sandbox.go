@@ -135,7 +135,7 @@ func (sb *Sandbox) Standing(do func(writable *os.File) error) error {
 	defer lock.Close()
 	f, err := os.Open(sb.path(writableFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return &StateError{Ref: sb.Ref(), Is: Stopped, Want: "it has no name, and what it wrote is gone"}
+		return &StateError{Ref: sb.Ref(), Is: Stopped, Want: "it has no name or its disk was in memory, and what it wrote is gone"}
 	}
 	if err != nil {
 		return err

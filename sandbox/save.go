@@ -145,12 +145,7 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 }
 
 func (v *supervisor) saveDisk(ctx context.Context, to *snapshot.Draft) error {
-	disk, err := os.Open(v.sb.path(writableFile))
-	if err != nil {
-		return err
-	}
-	defer disk.Close()
-	return to.TakeDisk(ctx, disk, v.sb.Config.Disk)
+	return to.TakeDisk(ctx, v.disk, v.sb.Config.Disk)
 }
 
 // Fits reports why the sandbox cannot become what a machine of that shape was, which was made as a sandbox of that

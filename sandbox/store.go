@@ -92,7 +92,9 @@ func (s *Store) Create(cfg Config, from Origin) (*Sandbox, error) {
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
-	err = from.Writable(filepath.Join(tmp, writableFile))
+	if !cfg.MemoryDisk {
+		err = from.Writable(filepath.Join(tmp, writableFile))
+	}
 	if err == nil {
 		err = sb.writeNew(tmp, State{Status: Created, From: from.From, Main: from.Main, Snapshot: from.Snapshot})
 	}

@@ -109,6 +109,7 @@ type supervisor struct {
 	main      uint64 // number of the process there that is the command; 0 starts one
 	machine   *machine
 	learnFrom *snapshot.Dormant // a template of which it is not known what it writes when it wakes; nil for others
+	disk      *os.File          // the writable layer, once a machine was launched
 	base      *os.File          // the memory that the machine woke with, for the next snapshot; nil if it booted
 	command   commandHandle     // the running command; see guest.go
 	hub       hub               // who watches the command's output
@@ -124,7 +125,14 @@ type supervisor struct {
 
 // run makes the guest ready, runs the command and takes the machine down again.
 func (v *supervisor) run(ready func()) (outcome Outcome) {
-	defer func() { v.cancel(ErrLost) }()
+	defer func() {
+		v.cancel(ErrLost)
+		for _, f := range []*os.File{v.disk, v.base} {
+			if f != nil {
+				f.Close()
+			}
+		}
+	}()
 	if err := v.rise(); err != nil {
 		if v.machine == nil {
 			return hostError(err)
@@ -158,9 +166,6 @@ func (v *supervisor) takeDown(o *Outcome) {
 	v.watch.at(v.machine.runs.Load(), func(s *Stamps) *int64 { return &s.Running })
 	v.watch.at(v.machine.end.First, func(s *Stamps) *int64 { return &s.Exit })
 	v.keepConsole()
-	if v.base != nil {
-		v.base.Close()
-	}
 	o.JailMissing = v.machine.process.missing()
 }
 

@@ -42,7 +42,7 @@ func identify(path string) (fileIdentity, error) {
 }
 
 // current is the record of the files as they are now, without its MAC.
-func current(dir string) (*admitted, error) {
+func current(dir string, parts []string) (*admitted, error) {
 	manifest, err := readBounded(filepath.Join(dir, manifestFile), maxManifest)
 	if err != nil {
 		return nil, err
@@ -76,12 +76,12 @@ func (a *admitted) seal(k *Keys) ([]byte, error) {
 }
 
 // isAdmitted reports whether the snapshot in dir is what was verified.
-func isAdmitted(dir string, k *Keys) bool {
+func isAdmitted(dir string, parts []string, k *Keys) bool {
 	have, err := readBounded(filepath.Join(dir, admittedFile), maxManifest)
 	if err != nil {
 		return false
 	}
-	now, err := current(dir)
+	now, err := current(dir, parts)
 	if err != nil {
 		return false
 	}
@@ -102,10 +102,19 @@ func (a *admitted) record(dir string, k *Keys) error {
 	return os.Rename(tmp, filepath.Join(dir, admittedFile))
 }
 
-// Admit makes a snapshot ready to wake: it verifies it, unless nothing has touched it since that was done last.
+// Admit makes a snapshot ready to wake: it verifies it, unless nothing has touched it since that was done last. An encrypted
+// one is ErrEncrypted: see Unlock.
 func (s *Store) Admit(ctx context.Context, m *Manifest) (*Dormant, error) {
+	if m.Encryption != nil {
+		return nil, fmt.Errorf("snapshot %s: %w, and opens with %.32q: only 'spore run --from' and 'spore lab twins' take it, with --unlock", m.Ref(), ErrEncrypted, m.Encryption.Key)
+	}
+	return s.admitAny(ctx, m)
+}
+
+// admitAny is Admit for encrypted ones as well.
+func (s *Store) admitAny(ctx context.Context, m *Manifest) (*Dormant, error) {
 	d := &Dormant{Spec: m.Spec, dir: s.path(m.ID)}
-	if isAdmitted(d.dir, s.keys) {
+	if isAdmitted(d.dir, m.parts(), s.keys) {
 		return d, nil
 	}
 	if err := m.admit(ctx, d, s.keys); err != nil {
@@ -117,14 +126,14 @@ func (s *Store) Admit(ctx context.Context, m *Manifest) (*Dormant, error) {
 // admit verifies d and remembers it. The record is of the files as they were before they were read: a change meanwhile is an
 // error, and one that comes later shows the next time.
 func (m *Manifest) admit(ctx context.Context, d *Dormant, k *Keys) error {
-	before, err := current(d.dir)
+	before, err := current(d.dir, m.parts())
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if err := m.verify(ctx, d); err != nil {
 		return err
 	}
-	after, err := current(d.dir)
+	after, err := current(d.dir, m.parts())
 	if err != nil {
 		return err
 	}

@@ -109,27 +109,39 @@ func (d *Dormant) open(name string) (*os.File, error) {
 	return f, nil
 }
 
-// NewDisk writes a copy of the disk to path, where no file may be yet; mode 0600.
-func (d *Dormant) NewDisk(ctx context.Context, path string) error {
+// FillDisk writes a copy of the disk to an empty file.
+func (d *Dormant) FillDisk(ctx context.Context, to *os.File) error {
 	packed, err := d.open(diskFile)
 	if err != nil {
 		return err
 	}
 	defer packed.Close()
-	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(sparse.Unpack(ctx, out, sparse.Whole(packed), d.Spec.Disk), out.Close()); err != nil {
-		os.Remove(path)
+	if err := sparse.Unpack(ctx, to, sparse.Whole(packed), d.Spec.Disk); err != nil {
 		return fmt.Errorf("copy disk of dormant machine: %w", err)
 	}
 	return nil
 }
 
+// NewDisk writes a copy of the disk to path, where no file may be yet; mode 0600.
+func (d *Dormant) NewDisk(ctx context.Context, path string) error {
+	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(d.FillDisk(ctx, out), out.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
 // Size is what the files of the machine itself take on the disk, in bytes.
-func (d *Dormant) Size() (total int64, err error) {
-	for _, name := range []string{specFile, stateFile, memoryFile, diskFile} {
+func (d *Dormant) Size() (int64, error) {
+	return d.size(append(plainParts[:len(plainParts):len(plainParts)], specFile))
+}
+
+// size is what files of the machine take on the disk, in bytes.
+func (d *Dormant) size(files []string) (total int64, err error) {
+	for _, name := range files {
 		var st unix.Stat_t
 		if err := unix.Lstat(filepath.Join(d.dir, name), &st); err != nil {
 			return 0, &os.PathError{Op: "lstat", Path: name, Err: err}
@@ -148,7 +160,7 @@ func Remove(dir string) error {
 	if err := os.Rename(dir, gone); err != nil {
 		return fmt.Errorf("remove dormant machine: %w", err)
 	}
-	return os.RemoveAll(gone)
+	return errors.Join(destroyKey(gone), os.RemoveAll(gone))
 }
 
 // Sweep deletes what a crash left in a directory of dormant machines: drafts and what was being removed. Nobody may be
@@ -161,7 +173,8 @@ func Sweep(dir string) error {
 	var errs []error
 	for _, e := range entries {
 		if ext := filepath.Ext(e.Name()); ext == draftExt || ext == ".gone" {
-			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+			path := filepath.Join(dir, e.Name())
+			errs = append(errs, destroyKey(path), os.RemoveAll(path))
 		}
 	}
 	return errors.Join(append(errs, err)...)

@@ -17,11 +17,12 @@ import (
 
 // An exported snapshot is a zstd-compressed tar archive of the manifest, its signature, the state, the memory without its
 // holes, and the disk, in this order: whoever reads it knows first whether the signer is trusted, and reads no further if not.
-var exported = []string{manifestFile, signatureFile, stateFile, memoryFile, diskFile}
+// Of an encrypted one the wrapped key follows.
+var exportedFirst = []string{manifestFile, signatureFile}
 
 // Export writes a snapshot to w. It is verified first: what is damaged is not passed on.
 func (s *Store) Export(ctx context.Context, m *Manifest, w io.Writer) error {
-	d, err := s.Admit(ctx, m)
+	d, err := s.admitAny(ctx, m)
 	if err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
@@ -30,7 +31,7 @@ func (s *Store) Export(ctx context.Context, m *Manifest, w io.Writer) error {
 		return fmt.Errorf("export snapshot %s: %w", m.Ref(), err)
 	}
 	t := tar.NewWriter(z)
-	for _, name := range exported {
+	for _, name := range append(exportedFirst[:len(exportedFirst):len(exportedFirst)], m.parts()...) {
 		if err := exportFile(ctx, t, d, name); err != nil {
 			z.Close()
 			return fmt.Errorf("export snapshot %s: %s: %w", m.Ref(), name, err)
@@ -93,7 +94,7 @@ func (s *Store) receive(ctx context.Context, t *tar.Reader, p *Pending) (*Manife
 	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	for _, name := range exported[:2] {
+	for _, name := range exportedFirst {
 		if err := receiveFile(ctx, t, p.Dir, name, maxManifest); err != nil {
 			return nil, err
 		}
@@ -105,7 +106,7 @@ func (s *Store) receive(ctx context.Context, t *tar.Reader, p *Pending) (*Manife
 	if _, err := os.Lstat(s.path(m.ID)); err == nil {
 		return nil, fmt.Errorf("snapshot %s is here already", m.ID)
 	}
-	for _, name := range exported[2:] {
+	for _, name := range m.parts() {
 		if err := receiveFile(ctx, t, p.Dir, name, m.Parts[name].Size); err != nil {
 			return nil, err
 		}

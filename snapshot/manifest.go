@@ -18,10 +18,12 @@ import (
 // ErrDamaged is matched by the error of a snapshot that is not what was signed.
 var ErrDamaged = errors.New("the snapshot is damaged or was tampered with")
 
-// ManifestVersion is the version that is written. Every version from OldestManifest on is read.
+// ManifestVersion is the newest version that is read, every one from OldestManifest on. Version 2 is written for what needs it, which is
+// encryption: a build that knows version 1 only says so, instead of finding damage.
 const (
-	ManifestVersion = 1
+	ManifestVersion = 2
 	OldestManifest  = 1
+	plainManifest   = 1
 )
 
 const (
@@ -51,10 +53,15 @@ type Manifest struct {
 	Spec    Spec              `json:"spec"`
 	Signer  string            `json:"signer"` // public key, in hexadecimal
 	Parts   map[string]Part   `json:"parts"`  // by file name
+
+	Encryption *Encryption `json:"encryption,omitempty"` // nil for none
 }
 
-// parts are the files that a manifest covers.
-var parts = []string{stateFile, memoryFile, diskFile}
+// The files that a manifest covers.
+var (
+	plainParts  = []string{stateFile, memoryFile, diskFile}
+	sealedParts = append(plainParts[:len(plainParts):len(plainParts)], wrappedFile)
+)
 
 // sign hashes the parts in dir and writes manifest and signature there.
 func sign(ctx context.Context, dir string, m *Manifest, k *Keys) error {
@@ -62,8 +69,11 @@ func sign(ctx context.Context, dir string, m *Manifest, k *Keys) error {
 	if err != nil {
 		return err
 	}
-	m.Version, m.Signer, m.Parts = ManifestVersion, hex.EncodeToString(private.Public().(ed25519.PublicKey)), map[string]Part{}
-	for _, name := range parts {
+	m.Version, m.Signer, m.Parts = plainManifest, hex.EncodeToString(private.Public().(ed25519.PublicKey)), map[string]Part{}
+	if m.Encryption != nil {
+		m.Version = ManifestVersion
+	}
+	for _, name := range m.parts() {
 		f, err := os.Open(filepath.Join(dir, name))
 		if err != nil {
 			return err
@@ -130,10 +140,12 @@ func parseManifest(b []byte) (*Manifest, error) {
 		return nil, fmt.Errorf("%w: manifest: id %.32q, parent %.32q, name %.80q", ErrDamaged, m.ID, m.Parent, m.Name)
 	case m.Spec.Version != Version:
 		return nil, fmt.Errorf("%w: manifest: machine of version %d", ErrDamaged, m.Spec.Version)
-	case len(m.Parts) != len(parts):
+	case m.Encryption != nil && m.Version < 2:
+		return nil, fmt.Errorf("%w: manifest: encrypted in version %d", ErrDamaged, m.Version)
+	case len(m.Parts) != len(m.parts()):
 		return nil, fmt.Errorf("%w: manifest: %d parts", ErrDamaged, len(m.Parts))
 	}
-	for _, name := range parts {
+	for _, name := range m.parts() {
 		if p, ok := m.Parts[name]; !ok || p.Size < 0 {
 			return nil, fmt.Errorf("%w: manifest: no %s", ErrDamaged, name)
 		}
@@ -143,7 +155,7 @@ func parseManifest(b []byte) (*Manifest, error) {
 
 // verify compares every part with the manifest.
 func (m *Manifest) verify(ctx context.Context, d *Dormant) error {
-	for _, name := range parts {
+	for _, name := range m.parts() {
 		f, err := d.open(name)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrDamaged, err)

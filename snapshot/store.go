@@ -109,7 +109,7 @@ func (p *Pending) Add(ctx context.Context, m Manifest) (*Manifest, error) {
 	if err := sign(ctx, d.dir, &m, p.store.keys); err != nil {
 		return nil, fmt.Errorf("add snapshot: %w", err)
 	}
-	signed, err := current(d.dir)
+	signed, err := current(d.dir, m.parts())
 	if err == nil {
 		err = signed.record(d.dir, p.store.keys)
 	}
@@ -205,7 +205,7 @@ func (s *Store) Find(ref string) (*Manifest, error) {
 
 // Size is what a snapshot takes on the disk, in bytes.
 func (s *Store) Size(m *Manifest) (int64, error) {
-	return (&Dormant{dir: s.path(m.ID)}).Size()
+	return (&Dormant{dir: s.path(m.ID)}).size(append(m.parts(), specFile))
 }
 
 // ErrChildren is matched by the error of Remove for a snapshot that others build on.

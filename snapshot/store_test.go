@@ -275,7 +275,7 @@ func TestSNAP06(t *testing.T) {
 	if _, err := s.Find("c"); err != nil {
 		t.Errorf("signed by a trusted key: %v", err)
 	}
-	if isAdmitted(s.path(m.ID), s.Keys()) {
+	if isAdmitted(s.path(m.ID), m.parts(), s.Keys()) {
 		t.Error("SNAP-06: what another installation remembers was believed")
 	}
 	if err := admitAgain(s, "c"); err == nil || err.Error() != "it is admitted" {
@@ -287,24 +287,24 @@ func TestSNAP06(t *testing.T) {
 func TestAdmittedOnce(t *testing.T) {
 	s := newStore(t)
 	m := take(t, s, "x", "")
-	if !isAdmitted(s.path(m.ID), s.Keys()) {
+	if !isAdmitted(s.path(m.ID), m.parts(), s.Keys()) {
 		t.Error("what was just signed is not admitted")
 	}
 	memory := filepath.Join(s.path(m.ID), memoryFile)
 	if err := os.Chtimes(memory, time.Now(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	if isAdmitted(s.path(m.ID), s.Keys()) {
+	if isAdmitted(s.path(m.ID), m.parts(), s.Keys()) {
 		t.Error("a file was touched, and it is still admitted")
 	}
 	if _, err := s.Admit(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
-	if !isAdmitted(s.path(m.ID), s.Keys()) {
+	if !isAdmitted(s.path(m.ID), m.parts(), s.Keys()) {
 		t.Error("it is not remembered that it was verified")
 	}
 	tamper(t, filepath.Join(s.path(m.ID), admittedFile), func(b []byte) []byte { return bytes.Replace(b, []byte(`"mac":"`), []byte(`"mac":"0`), 1) })
-	if isAdmitted(s.path(m.ID), s.Keys()) {
+	if isAdmitted(s.path(m.ID), m.parts(), s.Keys()) {
 		t.Error("a record with another MAC is believed")
 	}
 }
@@ -393,14 +393,15 @@ func FuzzManifest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(good)
-	f.Add([]byte(`{"version":2}`))
+	f.Add(bytes.Replace(bytes.Replace(good, []byte(`"version":1`), []byte(`"version":2`), 1), []byte(`"parts":{`), []byte(`"encryption":{"cipher":"`+cipherName+`","key":"age"},"parts":{"key":{"size":1,"root":""},`), 1))
+	f.Add([]byte(`{"version":3}`))
 	f.Add([]byte(`{"version":1,"id":"../../../etc"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := parseManifest(b)
 		if err != nil {
 			return
 		}
-		if !idPattern.MatchString(m.ID) || m.Parent != "" && !idPattern.MatchString(m.Parent) || len(m.Parts) != len(parts) {
+		if !idPattern.MatchString(m.ID) || m.Parent != "" && !idPattern.MatchString(m.Parent) || len(m.Parts) != len(m.parts()) {
 			t.Errorf("taken: %+v", m)
 		}
 	})

@@ -38,6 +38,7 @@ func sandboxFlags() []cli.Flag {
 		&cli.StringFlag{Name: "pull", Usage: "`missing`, always or never pull the image first", Value: "missing"},
 		&cli.StringFlag{Name: "kernel", Usage: "guest kernel `FILE`, a vmlinux or bzImage", EnvVars: []string{"SPORE_KERNEL"}, DefaultText: "Spore's own"},
 		&cli.StringFlag{Name: "from", Usage: "wake from `SNAPSHOT` instead of booting an image"},
+		unlockFlag(),
 		&cli.BoolFlag{Name: "cold", Usage: "boot the guest instead of waking it from a template, and leave none", EnvVars: []string{"SPORE_COLD"}},
 		&cli.StringFlag{Name: "prepare", Usage: "run the shell command `CMD` in the template before it is taken; what it leaves in memory is there when the sandbox starts"},
 		withoutFlag(),

@@ -42,7 +42,11 @@ func forkAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	store, err := openSnapshots(c)
+	open := func() (*snapshot.Store, error) { return openSnapshots(c) }
+	if parent.Config.MemoryDisk { // what is not to be on a disk stays off it
+		open = openVolatile
+	}
+	store, err := open()
 	if err != nil {
 		return err
 	}

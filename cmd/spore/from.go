@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -17,21 +18,35 @@ func originOf(c *cli.Context, from *snapshot.Dormant, main uint64, id string) sa
 	}
 }
 
-// dormantOf verifies a snapshot and returns it with the configuration of what it was taken of, as another sandbox's.
-func dormantOf(c *cli.Context, store *snapshot.Store, m *snapshot.Manifest) (*snapshot.Dormant, sandbox.Config, error) {
-	var cfg sandbox.Config
-	from, err := store.Admit(c.Context, m)
+// waking is a snapshot that something is about to wake from.
+type waking struct {
+	from    *snapshot.Dormant
+	cfg     sandbox.Config // of what it was taken of, as another sandbox's
+	discard func() error   // to be called once that has woken, or will not
+}
+
+// prepareWake verifies a snapshot, and decrypts it where that is needed.
+func prepareWake(c *cli.Context, store *snapshot.Store, m *snapshot.Manifest) (_ *waking, err error) {
+	w := &waking{discard: func() error { return nil }}
+	if err := json.Unmarshal(m.Origin, &w.cfg); err != nil {
+		return nil, fmt.Errorf("snapshot %s: %w", m.Ref(), err)
+	}
+	w.cfg.ID, w.cfg.MemoryDisk = "", m.Encryption != nil
+	if w.cfg.JailWithout, err = allowedMissing(c); err != nil {
+		return nil, err
+	}
+	if err := ownImage(c, &w.cfg); err != nil {
+		return nil, err
+	}
+	if m.Encryption == nil {
+		w.from, err = store.Admit(c.Context, m)
+	} else {
+		w.from, w.discard, err = unlock(c.Context, c, store, m)
+	}
 	if err != nil {
-		return nil, cfg, err
+		return nil, err
 	}
-	if err := json.Unmarshal(m.Origin, &cfg); err != nil {
-		return nil, cfg, fmt.Errorf("snapshot %s: %w", m.Ref(), err)
-	}
-	cfg.ID = ""
-	if cfg.JailWithout, err = allowedMissing(c); err != nil {
-		return nil, cfg, err
-	}
-	return from, cfg, ownImage(c, &cfg)
+	return w, nil
 }
 
 // ownImage finds the image of a snapshot in the store. Which file that is, the store says and not the snapshot (SNAP-08).
@@ -54,39 +69,45 @@ var notFrom = []string{
 }
 
 // createFrom makes the sandbox of run --from: what the snapshot was taken of, under the flags that make sense for it.
-func createFrom(c *cli.Context, args []string) (*sandbox.Sandbox, error) {
+func createFrom(c *cli.Context, args []string) (_ *sandbox.Sandbox, discard func() error, err error) {
 	for _, name := range notFrom {
 		if c.IsSet(name) {
-			return nil, usagef(c, "--%s does not go with --from: it is as it was in the sandbox that the snapshot is of", name)
+			return nil, nil, usagef(c, "--%s does not go with --from: it is as it was in the sandbox that the snapshot is of", name)
 		}
 	}
 	store, err := openSnapshots(c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	m, err := store.Find(c.String("from"))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	from, cfg, err := dormantOf(c, store, m)
+	w, err := prepareWake(c, store, m)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.discard())
+		}
+	}()
+	cfg, main := w.cfg, w.from.Spec.Main
 	cfg.Hostname, cfg.Name = c.String("hostname"), c.String("name")
 	cfg.AutoRemove, cfg.Stdin, cfg.Prepare, cfg.Cold = c.Bool("rm"), c.Bool("interactive"), nil, false
 	if c.IsSet("timeout") {
 		cfg.Timeout = c.Duration("timeout")
 	}
 	if cfg.Labels, err = parseLabels(c.StringSlice("label")); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	main := from.Spec.Main
 	if len(args) > 0 {
 		cfg.Args, cfg.TTY, main = args, c.Bool("tty"), 0
 	}
 	sandboxes, err := openSandboxes(c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return sandboxes.Create(cfg, originOf(c, from, main, m.ID))
+	sb, err := sandboxes.Create(cfg, originOf(c, w.from, main, m.ID))
+	return sb, w.discard, err
 }

@@ -50,7 +50,7 @@ func twinsCommand() *cli.Command {
 		Description: "What two copies of one memory have in common is what an attacker knows of one who has the other: random numbers,\n" +
 			"identifiers, the clock. Exits with 1 when anything that must differ does not. A generator inside a program that\n" +
 			"already ran when the snapshot was taken is the program's own to seed again.",
-		Flags:  []cli.Flag{withoutFlag(), jsonFlag()},
+		Flags:  []cli.Flag{withoutFlag(), unlockFlag(), jsonFlag()},
 		Action: onSandboxHost(twinsAction),
 	}
 }
@@ -99,16 +99,17 @@ func twinsAction(c *cli.Context) error {
 
 // wakeTwin wakes one sandbox from a snapshot, with the command that it was taken of.
 func wakeTwin(c *cli.Context, store *snapshot.Store, m *snapshot.Manifest, host sandbox.Host) (*sandbox.Sandbox, error) {
-	from, cfg, err := dormantOf(c, store, m)
+	w, err := prepareWake(c, store, m)
 	if err != nil {
 		return nil, err
 	}
-	cfg.Name, cfg.Hostname = "", ""
+	defer w.discard()
+	w.cfg.Name, w.cfg.Hostname = "", ""
 	sandboxes, err := openSandboxes(c)
 	if err != nil {
 		return nil, err
 	}
-	return startFrom(c, sandboxes, host, cfg, from, from.Spec.Main, m.ID)
+	return startFrom(c, sandboxes, host, w.cfg, w.from, w.from.Spec.Main, m.ID)
 }
 
 func printTwins(w io.Writer, twins []lab.Twin) error {

@@ -42,10 +42,15 @@ func createCommand() *cli.Command {
 		Name: "create", Usage: "make a sandbox without starting it", ArgsUsage: "IMAGE [--] [CMD [ARG...]]", UseShortOptionHandling: true,
 		Flags: append(sandboxFlags(), &cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print nothing of Spore's own but errors"}),
 		Action: afterPreparing(prepareRun, func(c *cli.Context) error {
-			sb, err := create(c)
-			if err == nil {
-				_, err = fmt.Fprintln(c.App.Writer, sb.Config.ID)
+			sb, discard, err := create(c)
+			if err != nil {
+				return err
 			}
+			defer discard()
+			if sb.Config.MemoryDisk {
+				return errors.Join(errors.New("an encrypted snapshot is open only while a sandbox wakes from it: use 'spore run --from'"), sb.Remove())
+			}
+			_, err = fmt.Fprintln(c.App.Writer, sb.Config.ID)
 			return err
 		}),
 	}
@@ -97,11 +102,16 @@ func pull(c *cli.Context) (rootfs.Image, error) {
 	return image, nil
 }
 
-// create writes the record and the writable layer of a new sandbox.
-func create(c *cli.Context) (*sandbox.Sandbox, error) {
+// create writes the record and the writable layer of a new sandbox. discard is called once it has started, or will not.
+func create(c *cli.Context) (_ *sandbox.Sandbox, discard func() error, err error) {
 	if c.IsSet("from") {
 		return createFrom(c, commandArgs(c))
 	}
+	sb, err := createOfImage(c)
+	return sb, func() error { return nil }, err
+}
+
+func createOfImage(c *cli.Context) (*sandbox.Sandbox, error) {
 	image, err := pull(c)
 	if err != nil {
 		return nil, err
@@ -161,10 +171,11 @@ func runAction(c *cli.Context) error {
 	if c.Bool("detach") && (c.Bool("json") || c.Bool("report")) {
 		return usagef(c, "--detach has no outcome to print: use 'spore wait --json'")
 	}
-	sb, err := create(c)
+	sb, discard, err := create(c)
 	if err != nil {
 		return err
 	}
+	defer discard()
 	if c.Bool("detach") {
 		return detach(c, sb, host)
 	}

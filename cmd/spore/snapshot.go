@@ -27,6 +27,8 @@ func snapshotCommand() *cli.Command {
 				Flags: []cli.Flag{
 					&cli.BoolFlag{Name: "stop", Usage: "let the sandbox stand still while its memory is copied, instead of copying while it runs"},
 					&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"}, Usage: "attach `NAME=VALUE` to the snapshot"},
+					encryptFlag(),
+					&cli.BoolFlag{Name: "plain", Usage: "do not encrypt, although the sandbox came from an encrypted snapshot"},
 					jsonFlag(),
 				},
 				Action: onSandboxHost(snapshotTake),
@@ -110,16 +112,7 @@ func snapshotTake(c *cli.Context) error {
 	if m.Origin, err = json.Marshal(sb.Config); err != nil {
 		return err
 	}
-	pending, err := store.Begin()
-	if err != nil {
-		return err
-	}
-	defer pending.Discard()
-	saved, err := sb.Save(c.Context, pending.Dir, !c.Bool("stop"))
-	if err != nil {
-		return err
-	}
-	added, err := pending.Add(c.Context, m)
+	added, saved, err := takeSnapshot(c, store, sb, m)
 	if err != nil {
 		return err
 	}
@@ -135,6 +128,48 @@ func snapshotTake(c *cli.Context) error {
 	}
 	_, err = fmt.Fprintln(c.App.Writer, added.ID)
 	return err
+}
+
+// takeSnapshot saves a sandbox and adds that to the store. What is to be encrypted is saved into memory, and sealed from there.
+func takeSnapshot(c *cli.Context, store *snapshot.Store, sb *sandbox.Sandbox, m snapshot.Manifest) (*snapshot.Manifest, sandbox.Saved, error) {
+	var saved sandbox.Saved
+	if !c.IsSet("encrypt") && sb.Config.MemoryDisk && !c.Bool("plain") {
+		return nil, saved, fmt.Errorf("sandbox %s came from an encrypted snapshot: say --encrypt, or --plain to have this one unencrypted on the disk", sb.Ref())
+	}
+	pending, err := store.Begin()
+	if err != nil {
+		return nil, saved, err
+	}
+	defer pending.Discard()
+	if !c.IsSet("encrypt") {
+		if saved, err = sb.Save(c.Context, pending.Dir, !c.Bool("stop")); err != nil {
+			return nil, saved, err
+		}
+		added, err := pending.Add(c.Context, m)
+		return added, saved, err
+	}
+	key, err := wrapOf(c)
+	if err != nil {
+		return nil, saved, err
+	}
+	volatile, err := openVolatile()
+	if err != nil {
+		return nil, saved, err
+	}
+	plain, err := volatile.Begin()
+	if err != nil {
+		return nil, saved, err
+	}
+	defer plain.Discard()
+	if saved, err = sb.Save(c.Context, plain.Dir, !c.Bool("stop")); err != nil {
+		return nil, saved, err
+	}
+	from, err := snapshot.Open(plain.Dir)
+	if err != nil {
+		return nil, saved, err
+	}
+	added, err := pending.AddEncrypted(c.Context, from, m, key)
+	return added, saved, err
 }
 
 // listedSnapshot is one snapshot in the output of list.
@@ -280,11 +315,14 @@ func snapshotRestore(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	from, made, err := dormantOf(c, store, m)
+	if _, err := store.Admit(c.Context, m); err != nil { // an encrypted one would end up on the sandbox's disk
+		return err
+	}
+	w, err := prepareWake(c, store, m)
 	if err != nil {
 		return err
 	}
-	if err := sb.Fits(from.Spec, made); err != nil { // before anything is ended
+	if err := sb.Fits(w.from.Spec, w.cfg); err != nil { // before anything is ended
 		return err
 	}
 	host, err := sandboxHost(c)
@@ -294,7 +332,7 @@ func snapshotRestore(c *cli.Context) error {
 	if err := sb.Kill(c.Context); err != nil && !ended(err) {
 		return err
 	}
-	if err := sb.Rewind(c.Context, from, m.ID); err != nil {
+	if err := sb.Rewind(c.Context, w.from, m.ID); err != nil {
 		return err
 	}
 	return startSupervisor(c, sb, host)
