@@ -29,6 +29,7 @@ type settings struct {
 	wakes             int
 	only              string // the parts to measure, by commas; "" is all
 	ours              files  // Spore's kernel and agent
+	plot              string // results to plot instead of measuring
 	cloud             files  // Debian's cloud kernel, with modules and the same agent
 }
 
@@ -46,8 +47,13 @@ func main() {
 	flag.StringVar(&s.ours.writable, "writable", "", "an empty ext4 file, copied for each guest")
 	flag.StringVar(&s.cloud.kernel, "cloud-kernel", "", "Debian's cloud kernel; empty leaves it out")
 	flag.StringVar(&s.cloud.initramfs, "cloud-initramfs", "", "its initramfs")
+	flag.StringVar(&s.plot, "plot", "", "measure nothing, but write a gnuplot program for the results in `FILE` and the samples in raw beside it")
 	flag.Parse()
-	if err := run(s); err != nil {
+	do := run
+	if s.plot != "" {
+		do = func(s settings) error { return plotSamples(s.plot, os.Stdout) }
+	}
+	if err := do(s); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures snapshots and forks through the command line, where guests run: how long a guest stands still, how large files are,
-# what copies cost, whether depth matters, whether cycles lose anything. FORKS, DEPTH and CYCLES say how many. It is run by hand:
+# what copies cost, whether depth matters, whether cycles lose anything. FORKS, DEPTH and CYCLES say how many, PARTS which of
+# "stop forks depth cycles". It is run by hand:
 # scripts/bench-snapshots.sh, or on the emulated host 'bin/spore host run -- scripts/bench-snapshots.sh'.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,61 +16,70 @@ field() { python3 -c 'import json,sys
 v = json.load(sys.stdin)
 for k in sys.argv[1].split("."): v = v[k]
 print(v)' "$1"; }
+wants() { [[ " ${PARTS:=stop forks depth cycles} " == *" $1 "* ]]; }
 median() { sort -n | awk '{a[NR]=$1} END{print a[int((NR+1)/2)]}'; }
 
 spore run "$image" true # leaves the template
 spore run -d --name p "$image" sh -c 'sleep 100000' >/dev/null
 
-echo "== how long a guest stands still: 512 MiB, then with 32 MiB more written"
-for what in "as it woke" "32 MiB more"; do
-    [ "$what" = "as it woke" ] || spore exec p sh -c 'head -c 32M /dev/urandom >/dev/shm/x'
-    for kind in live stop; do
-        flag=$([ $kind = stop ] && echo --stop || true)
-        for _ in 1 2 3 4 5; do
-            spore snapshot take --json $flag p >"$state/out"
-            echo "$(field saved.stopped_ns <"$state/out") $(field bytes <"$state/out") $(field saved.before_bytes <"$state/out") $(field saved.during_bytes <"$state/out")"
-            spore snapshot rm --children "$(field id <"$state/out")" >/dev/null
-        done >"$state/rows"
-        echo "$what, $kind: stopped $(awk '{print $1/1e6}' "$state/rows" | median) ms, file $(awk '{print $2/1048576}' "$state/rows" | median) MiB," \
-            "copied before $(awk '{print $3/1048576}' "$state/rows" | median) MiB, during $(awk '{print $4/1048576}' "$state/rows" | median) MiB"
+if wants stop; then
+    echo "== how long a guest stands still: 512 MiB, then with 32 MiB more written"
+    for what in "as it woke" "32 MiB more"; do
+        [ "$what" = "as it woke" ] || spore exec p sh -c 'head -c 32M /dev/urandom >/dev/shm/x'
+        for kind in live stop; do
+            flag=$([ $kind = stop ] && echo --stop || true)
+            for _ in 1 2 3 4 5; do
+                spore snapshot take --json $flag p >"$state/out"
+                echo "$(field saved.stopped_ns <"$state/out") $(field bytes <"$state/out") $(field saved.before_bytes <"$state/out") $(field saved.during_bytes <"$state/out")"
+                spore snapshot rm --children "$(field id <"$state/out")" >/dev/null
+            done >"$state/rows"
+            echo "$what, $kind: stopped $(awk '{print $1/1e6}' "$state/rows" | median) ms, file $(awk '{print $2/1048576}' "$state/rows" | median) MiB," \
+                "copied before $(awk '{print $3/1048576}' "$state/rows" | median) MiB, during $(awk '{print $4/1048576}' "$state/rows" | median) MiB"
+        done
     done
-done
+fi
 
-echo "== ${FORKS:=100} forks"
-free_before=$(awk '/MemAvailable/{print $2}' /proc/meminfo)
-t=$(date +%s%N)
-spore fork -n "$FORKS" p >"$state/forks"
-echo "wall time $(ms "$t") ms, $(wc -l <"$state/forks") run"
-pss() { for pid in $(pgrep -x "$1"); do awk '/^Pss:/{print $2}' /proc/"$pid"/smaps_rollup; done | awk '{s+=$1; n++} END{printf "%.2f MiB each of %d", s/1024/n, n}'; }
-echo "PSS: VMMs $(pss spore-vmm), supervisors $(pss spore)"
-echo "MemAvailable went down by $((($free_before - $(awk '/MemAvailable/{print $2}' /proc/meminfo)) / 1024 / FORKS)) MiB each"
-answered=0
-while read -r id; do [ "$(spore exec "$id" echo yes)" = yes ] && answered=$((answered + 1)); done <"$state/forks"
-echo "$answered of $FORKS answer"
-xargs spore rm -f <"$state/forks" >/dev/null
+if wants forks; then
+    echo "== ${FORKS:=100} forks"
+    free_before=$(awk '/MemAvailable/{print $2}' /proc/meminfo)
+    t=$(date +%s%N)
+    spore fork -n "$FORKS" p >"$state/forks"
+    echo "wall time $(ms "$t") ms, $(wc -l <"$state/forks") run"
+    pss() { for pid in $(pgrep -x "$1"); do awk '/^Pss:/{print $2}' /proc/"$pid"/smaps_rollup; done | awk '{s+=$1; n++} END{printf "%.2f MiB each of %d", s/1024/n, n}'; }
+    echo "PSS: VMMs $(pss spore-vmm), supervisors $(pss spore)"
+    echo "MemAvailable went down by $((($free_before - $(awk '/MemAvailable/{print $2}' /proc/meminfo)) / 1024 / FORKS)) MiB each"
+    answered=0
+    while read -r id; do [ "$(spore exec "$id" echo yes)" = yes ] && answered=$((answered + 1)); done <"$state/forks"
+    echo "$answered of $FORKS answer"
+    xargs spore rm -f <"$state/forks" >/dev/null
+fi
 
-echo "== wake at depth 1 and at depth ${DEPTH:=50}"
-first=$(spore snapshot take p)
-last=$first
-for _ in $(seq 2 "$DEPTH"); do last=$(spore snapshot take p); done
-for node in "$first" "$last" "$first" "$last"; do
-    for _ in 1 2 3 4 5; do
-        t=$(date +%s%N)
-        spore run --from "$node" -- true
-        ms "$t"
-    done >"$state/rows"
-    echo "$node: $(median <"$state/rows") ms until true has run"
-done
-spore snapshot rm --children "$first" >/dev/null
+if wants depth; then
+    echo "== wake at depth 1 and at depth ${DEPTH:=50}"
+    first=$(spore snapshot take p)
+    last=$first
+    for _ in $(seq 2 "$DEPTH"); do last=$(spore snapshot take p); done
+    for node in "$first" "$last" "$first" "$last"; do
+        for _ in 1 2 3 4 5; do
+            t=$(date +%s%N)
+            spore run --from "$node" -- true
+            ms "$t"
+        done >"$state/rows"
+        echo "$node: $(median <"$state/rows") ms until true has run"
+    done
+    spore snapshot rm --children "$first" >/dev/null
+fi
 spore rm -f p >/dev/null
 
-echo "== ${CYCLES:=20} cycles of take and restore under a checked write load"
-spore run -d --name w "$image" sh -c 'cd /tmp; i=0; while :; do i=$((i+1)); head -c 1M /dev/urandom >f; sha256sum f >s; cp f g; sync; sha256sum f | cmp -s - s && cmp -s f g || { echo LOST $i; exit 1; }; echo $i; done' >/dev/null
-for n in $(seq "$CYCLES"); do
-    sleep 1
-    id=$(spore snapshot take w)
-    spore snapshot restore w "$id"
-    spore logs w | grep LOST && exit 1
-done
-sleep 2
-spore logs w | tail -n 1 | grep -q '^[0-9]*$' && echo "$CYCLES cycles, nothing lost"
+if wants cycles; then
+    echo "== ${CYCLES:=20} cycles of take and restore under a checked write load"
+    spore run -d --name w "$image" sh -c 'cd /tmp; i=0; while :; do i=$((i+1)); head -c 1M /dev/urandom >f; sha256sum f >s; cp f g; sync; sha256sum f | cmp -s - s && cmp -s f g || { echo LOST $i; exit 1; }; echo $i; done' >/dev/null
+    for n in $(seq "$CYCLES"); do
+        sleep 1
+        id=$(spore snapshot take w)
+        spore snapshot restore w "$id"
+        spore logs w | grep LOST && exit 1
+    done
+    sleep 2
+    spore logs w | tail -n 1 | grep -q '^[0-9]*$' && echo "$CYCLES cycles, nothing lost"
+fi

@@ -28,6 +28,14 @@ mkdir -p bench/results/raw
 bin/bench -bin bin -only wake,pool -out "$work/native" -wakes "${WAKES:-1000}"
 cp "$work/native/latest.json" bench/results/native.json
 cp "$work/native/raw/latest.json" bench/results/raw/native.json
+command -v gnuplot >/dev/null || apt-get install -y -qq gnuplot-nox >/dev/null
+# plot draws every file of results that is there.
+plot() {
+    for f in bench/results/*.json; do
+        bin/bench -plot "$f" | gnuplot >"${f%.json}.svg.new" && mv "${f%.json}.svg.new" "${f%.json}.svg"
+    done
+}
+plot
 bin/spore host stop 2>/dev/null || true
 
 echo "== where guests run"
@@ -53,3 +61,4 @@ $where bash "$shared/measure.sh"
 mkdir -p bench/results/raw
 cp "$shared/latest.json" bench/results/latest.json
 cp "$shared/raw/latest.json" bench/results/raw/latest.json
+plot
