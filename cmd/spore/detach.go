@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -53,6 +55,8 @@ func startBackground(c *cli.Context, command string, args ...string) error {
 	defer pr.Close()
 	cmd := exec.Command(self, append([]string{"--native", "--state-dir", stateDir(c), "--cache-dir", cacheDir(c), command}, args...)...)
 	cmd.Dir = "/" // a background process keeps no directory busy
+	// There may be hundreds of them, and they do little: one huge page would be more than all of their heap.
+	cmd.Env = append(os.Environ(), "GODEBUG="+strings.TrimPrefix(os.Getenv("GODEBUG")+",disablethp=1", ","))
 	cmd.ExtraFiles = []*os.File{pw}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
@@ -76,6 +80,9 @@ func startBackground(c *cli.Context, command string, args ...string) error {
 // when its first shells stand ready. Anything else is an error.
 const readyWord = "ready\n"
 
+// settled is how long after it is ready a background process gives back what its start left.
+const settled = time.Second
+
 // inBackground is the action of a command that startBackground runs: do calls ready, once, or its error is what is said.
 func inBackground(do func(c *cli.Context, ready func()) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
@@ -84,6 +91,7 @@ func inBackground(do func(c *cli.Context, ready func()) error) cli.ActionFunc {
 		err := do(c, func() {
 			io.WriteString(say, readyWord)
 			say.Close()
+			time.AfterFunc(settled, debug.FreeOSMemory)
 		})
 		if err != nil && say != nil {
 			fmt.Fprintln(say, err)
