@@ -23,9 +23,9 @@ const Limit = 2 * time.Minute
 
 // Where things are in the driver's memory: rings at the bottom, buffers above, a hole, and more RAM.
 const (
-	lowSize    = 8 << 20
+	lowSize    = 2 << 20
 	highBase   = 16 << 20
-	highSize   = 4 << 20
+	highSize   = 1 << 20
 	ringBase   = 0x10000
 	ringStride = 0x10000
 	bufferBase = 1 << 20
