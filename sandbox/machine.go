@@ -116,6 +116,9 @@ func (m *machine) spawn(cfg Config, host Host, writable *os.File, vmCfg api.Conf
 	return nil
 }
 
+// writableID is the serial number of the writable layer's disk.
+const writableID = "writable"
+
 // pipes are the supervisor's ends of what the VMM writes.
 type pipes struct{ console, log *os.File }
 
@@ -165,7 +168,7 @@ func (m *machine) describe(cfg Config, host Host, writable *os.File, from *snaps
 	if err != nil {
 		return out, p, fmt.Errorf("writable layer: %w", err)
 	}
-	out.Disks = append(out.Disks, api.Disk{ID: "writable", File: file(theirs)})
+	out.Disks = append(out.Disks, api.Disk{ID: writableID, File: file(theirs)})
 	if err := m.connect(&out, &p, file, undo); err != nil {
 		return out, p, err
 	}

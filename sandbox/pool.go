@@ -47,7 +47,7 @@ func (c Class) shape(id string) api.Config {
 	return api.Config{
 		Version: api.Version, ID: id, VCPUs: c.CPUs, Memory: c.Memory, Balloon: true, Wait: true, Log: api.NoFile,
 		Boot: api.Boot{Kernel: api.NoFile, Initrd: api.NoFile}, Console: api.Console{Output: api.NoFile, Input: api.NoFile},
-		Disks: []api.Disk{{File: api.NoFile, ID: "image", ReadOnly: true}, {File: api.NoFile, ID: "writable"}},
+		Disks: []api.Disk{{File: api.NoFile, ID: "image", ReadOnly: true}, {File: api.NoFile, ID: writableID}},
 		Vsock: &api.Vsock{CID: guestCID, Broker: api.NoFile},
 	}
 }

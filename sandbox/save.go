@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"spore/agent"
+	"spore/internal/sparse"
 	"spore/snapshot"
 	"spore/vmm/api"
 )
@@ -114,13 +115,26 @@ func (v *supervisor) at(id string) error {
 // save writes the machine to a draft: its state, its memory, its writable layer, all of one moment. The guest stands still
 // from that moment until the writable layer is copied, and afterwards if it is paused.
 func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s Saved, err error) {
-	paused := v.standsStill()
+	paused, size := v.standsStill(), v.sb.Config.Disk
+	live = live && !paused
+	if live { // most of the disk, while the guest runs
+		if _, err := v.machine.request(ctx, api.Request{Op: api.OpTrack}); err != nil {
+			return s, fmt.Errorf("save sandbox: %w", err)
+		}
+		if err := to.PrepareDisk(ctx, v.disk, size); err != nil {
+			return s, fmt.Errorf("save sandbox: %w", err)
+		}
+	}
 	reply, err := v.machine.request(ctx, api.Request{Op: api.OpSave, Live: live}, to.State, to.Memory)
 	if err != nil { // then the VMM has left it as it was
 		s.goesOn = ctx.Err() == nil
 		return s, fmt.Errorf("save sandbox: %w", err)
 	}
-	err = v.saveDisk(ctx, to)
+	if live {
+		err = to.FinishDisk(ctx, v.disk, writtenTo(reply.Saved))
+	} else {
+		err = to.TakeDisk(ctx, v.disk, size)
+	}
 	s.goesOn = true
 	if !paused {
 		resumed, resumeErr := v.machine.request(context.WithoutCancel(ctx), api.Request{Op: api.OpResume})
@@ -134,6 +148,11 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 	if reply.Saved == nil {
 		return s, errors.New("save sandbox: the VMM does not say what it saved")
 	}
+	if live {
+		if err := to.PackDisk(ctx, size); err != nil {
+			return s, fmt.Errorf("save sandbox: %w", err)
+		}
+	}
 	s.Before, s.During, s.Live = reply.Saved.Before, reply.Saved.During, reply.Saved.Before > 0
 	var base *os.File
 	if reply.Saved.Changes {
@@ -144,8 +163,15 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 	return s, to.Rebase(ctx, base, v.sb.Config.Memory)
 }
 
-func (v *supervisor) saveDisk(ctx context.Context, to *snapshot.Draft) error {
-	return to.TakeDisk(ctx, v.disk, v.sb.Config.Disk)
+// writtenTo is what was written to the writable layer while it was copied.
+func writtenTo(s *api.Saved) (list []sparse.Extent) {
+	if s == nil {
+		return nil
+	}
+	for _, e := range s.Disks[writableID] {
+		list = append(list, sparse.Extent(e))
+	}
+	return list
 }
 
 // Fits reports why the sandbox cannot become what a machine of that shape was, which was made as a sandbox of that

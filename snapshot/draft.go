@@ -17,7 +17,8 @@ type Draft struct {
 	State  *os.File
 	Memory *os.File
 
-	dir string // that it will be
+	dir  string   // that it will be
+	disk *os.File // copied while its machine runs, not packed yet; nil otherwise
 }
 
 // NewDraft begins a dormant machine at dir. A draft that was there, of a process that was killed, is replaced: the caller
@@ -44,6 +45,35 @@ func NewDraft(dir string) (_ *Draft, err error) {
 
 func (d *Draft) create(name string) (*os.File, error) {
 	return os.OpenFile(filepath.Join(d.dir+draftExt, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+// unpackedFile is the disk of a draft before it is packed.
+const unpackedFile = "disk.unpacked"
+
+// PrepareDisk copies a disk of size bytes whose machine runs: what it writes from before the call on is for FinishDisk.
+func (d *Draft) PrepareDisk(ctx context.Context, disk *os.File, size int64) (err error) {
+	if d.disk, err = d.create(unpackedFile); err == nil {
+		_, err = sparse.Copy(ctx, d.disk, disk, size)
+	}
+	if err != nil {
+		return fmt.Errorf("copy disk: %w", err)
+	}
+	return nil
+}
+
+// FinishDisk copies what was written since PrepareDisk. The machine must stand still; afterwards it may run on.
+func (d *Draft) FinishDisk(ctx context.Context, disk *os.File, written []sparse.Extent) error {
+	for _, e := range written {
+		if err := sparse.Again(ctx, d.disk, disk, e); err != nil {
+			return fmt.Errorf("copy disk: %w", err)
+		}
+	}
+	return nil
+}
+
+// PackDisk makes the disk of the snapshot from what was prepared and finished.
+func (d *Draft) PackDisk(ctx context.Context, size int64) error {
+	return errors.Join(d.TakeDisk(ctx, d.disk, size), os.Remove(d.disk.Name()))
 }
 
 // TakeDisk copies a disk of size bytes. Its machine must stand still.
@@ -102,7 +132,7 @@ func (d *Draft) Discard() error { return errors.Join(d.closeFiles(), os.RemoveAl
 
 func (d *Draft) closeFiles() error {
 	var errs []error
-	for _, f := range []**os.File{&d.State, &d.Memory} {
+	for _, f := range []**os.File{&d.State, &d.Memory, &d.disk} {
 		if *f != nil {
 			errs = append(errs, (*f).Close())
 			*f = nil

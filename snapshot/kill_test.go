@@ -3,6 +3,7 @@ package snapshot
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -70,7 +71,9 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	}
 	seen := 0
 	for range rounds {
-		os.RemoveAll(filepath.Join(dir, "plain"))
+		if err := errors.Join(os.RemoveAll(filepath.Join(dir, "plain")), Sweep(dir)); err != nil { // the victim's own
+			t.Fatal(err)
+		}
 		killOnce(t, dir)
 		if err := s.Sweep(); err != nil {
 			t.Fatal(err)

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spore/internal/sparse"
 )
 
 const page = 4096
@@ -478,5 +480,64 @@ func TestDiff(t *testing.T) {
 		if got, err := s.Diff(t.Context(), a, test.other); err != nil || got != test.want {
 			t.Errorf("a and %s: %+v, %v, want %+v", test.other.Name, got, err, test.want)
 		}
+	}
+}
+
+// TestDiskOfARunningMachine copies a disk that is written to meanwhile: bytes change, come and go.
+func TestDiskOfARunningMachine(t *testing.T) {
+	const size = 64 * page
+	disk, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	write := func(letter byte, first, pages int) {
+		t.Helper()
+		if _, err := disk.WriteAt(bytes.Repeat([]byte{letter}, pages*page), int64(first)*page); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := disk.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	write('a', 0, 20)
+	d, err := NewDraft(filepath.Join(t.TempDir(), "x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.PrepareDisk(t.Context(), disk, size); err != nil {
+		t.Fatal(err)
+	}
+	write('b', 5, 2)
+	write('c', 40, 1)
+	if err := unix.Fallocate(int(disk.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 10*page, 4*page); err != nil {
+		t.Fatal(err)
+	}
+	written := []sparse.Extent{{Offset: 5 * page, Length: 2 * page}, {Offset: 10 * page, Length: 4 * page}, {Offset: 32 * page, Length: 32 * page}}
+	if err := d.FinishDisk(t.Context(), disk, written); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(disk.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	write('z', 0, 64) // it runs on
+	if err := errors.Join(d.PackDisk(t.Context(), size), d.Rebase(t.Context(), nil, page)); err != nil {
+		t.Fatal(err)
+	}
+	done, err := d.Publish(Spec{CPUs: 1, Memory: page, Disk: size})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(done.Dir(), unpackedFile)); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	path := filepath.Join(t.TempDir(), "copy")
+	if err := done.NewDisk(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(path)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, want those of the moment it stood still: %v", len(got), err)
 	}
 }

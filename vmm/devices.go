@@ -101,7 +101,12 @@ func (m *Machine) addDisks(env Env) error {
 		if err != nil {
 			return fmt.Errorf("disk %d: %w", i, err)
 		}
-		model, err := block.New(block.Config{Backend: image, ID: c.ID, ReadOnly: c.ReadOnly, Rate: block.Rate(c.Rate)})
+		var backend block.Backend = image
+		if !c.ReadOnly {
+			log := block.NewWriteLog(image)
+			backend, m.written[c.ID] = log, log
+		}
+		model, err := block.New(block.Config{Backend: backend, ID: c.ID, ReadOnly: c.ReadOnly, Rate: block.Rate(c.Rate)})
 		if err != nil {
 			return fmt.Errorf("disk %d: %w", i, err)
 		}

@@ -16,6 +16,7 @@ import (
 	"spore/internal/timing"
 	"spore/kvm"
 	"spore/virtio/balloon"
+	"spore/virtio/block"
 	"spore/vmm/api"
 	"spore/vmm/boot"
 	"spore/vmm/snapshot"
@@ -57,10 +58,11 @@ type Machine struct {
 	devs     []*device
 	modelled int // how many of devs have their model
 
-	balloon   *balloon.Device // nil without one
-	serialIRQ *os.File        // nil without a UART
-	filled    pageSet         // blocks of memory that the snapshot has, in the order of its file
-	changed   []pageSet       // by region of RAM, a bit for each page that is not the snapshot's any more; nil for a machine that was booted
+	written   map[string]*block.WriteLog // of writable disks, by their ID
+	balloon   *balloon.Device            // nil without one
+	serialIRQ *os.File                   // nil without a UART
+	filled    pageSet                    // blocks of memory that the snapshot has, in the order of its file
+	changed   []pageSet                  // by region of RAM, a bit for each page that is not the snapshot's any more; nil for a machine that was booted
 
 	confine func() error // for the thread of each vCPU; nil is none
 
@@ -135,7 +137,7 @@ func (m *Machine) Fill(cfg api.Config, env Env) error {
 
 func newMachine(cfg api.Config, env Env) *Machine {
 	m := &Machine{
-		cfg: cfg, log: env.Log, confine: env.Confine, gate: newGate(), ended: make(chan struct{}),
+		cfg: cfg, log: env.Log, confine: env.Confine, gate: newGate(), ended: make(chan struct{}), written: map[string]*block.WriteLog{},
 		mmio:  bus{name: "memory"},
 		ports: bus{name: "port", fill: 0xff}, // an undriven bus reads as ones
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/guestmem"
+	"spore/virtio/block"
 	"spore/vmm/api"
 	"spore/vmm/snapshot"
 )
@@ -61,6 +62,7 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live boo
 	if err != nil {
 		return saved, fmt.Errorf("save machine: %w", err)
 	}
+	saved.Disks = m.takeDiskWrites()
 	state, err := m.gather(blocks)
 	if err != nil {
 		return saved, fmt.Errorf("save machine: %w", err)
@@ -69,6 +71,33 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live boo
 		return saved, fmt.Errorf("save machine: state: %w", err)
 	}
 	return saved, nil
+}
+
+// Track begins to note what is written to the disks for the next Save, whose caller copies them meanwhile.
+func (m *Machine) Track() { m.takeDiskWrites() }
+
+// takeDiskWrites returns what was written to each writable disk since it was asked last.
+func (m *Machine) takeDiskWrites() map[string][]api.Extent {
+	disks := map[string][]api.Extent{}
+	for id, log := range m.written {
+		list := log.Take()
+		for len(list) > api.MaxExtents { // two neighbours, and what is between them, become one
+			for i := range len(list) / 2 {
+				a, b := list[2*i], list[2*i+1]
+				list[i] = block.Extent{Offset: a.Offset, Length: b.Offset + b.Length - a.Offset}
+			}
+			if len(list)%2 == 1 {
+				list[len(list)/2] = list[len(list)-1]
+			}
+			list = list[:(len(list)+1)/2]
+		}
+		told := make([]api.Extent, len(list))
+		for i, e := range list {
+			told[i] = api.Extent(e)
+		}
+		disks[id] = told
+	}
+	return disks
 }
 
 // livePasses is how often memory is copied while the guest runs. The first pass takes what has changed since the machine

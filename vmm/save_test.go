@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/guestmem"
+	"spore/virtio/block"
+	"spore/virtio/block/blocktest"
 	"spore/vmm/api"
 	"spore/vmm/snapshot"
 )
@@ -450,3 +452,38 @@ func TestShell(t *testing.T) {
 		t.Errorf("the shell woke with %d, want 1003", got)
 	}
 }
+
+// TestDiskWritesAreBounded tells more stretches than a reply holds as fewer and longer ones.
+func TestDiskWritesAreBounded(t *testing.T) {
+	const chunk = 64 << 10
+	d := &blocktest.Disk{Data: make([]byte, 1)}
+	log := block.NewWriteLog(wide{d, 4 * api.MaxExtents * chunk})
+	m := &Machine{written: map[string]*block.WriteLog{"x": log}}
+	for i := range int64(2 * api.MaxExtents) { // every second one
+		log.Discard(2*i*chunk, 1)
+	}
+	got := m.takeDiskWrites()["x"]
+	if len(got) > api.MaxExtents || len(got) == 0 {
+		t.Fatalf("%d extents", len(got))
+	}
+	if first, last := got[0], got[len(got)-1]; first.Offset != 0 || last.Offset+last.Length != (4*api.MaxExtents-1)*chunk {
+		t.Errorf("from %v to %v", first, last)
+	}
+	for i := 1; i < len(got); i++ {
+		if got[i].Offset < got[i-1].Offset+got[i-1].Length {
+			t.Fatalf("%v after %v", got[i], got[i-1])
+		}
+	}
+	if m.Track(); len(m.takeDiskWrites()["x"]) != 0 {
+		t.Error("not forgotten")
+	}
+}
+
+// wide says that a disk is larger than it is.
+type wide struct {
+	block.Backend
+	size int64
+}
+
+func (w wide) Size() int64                { return w.size }
+func (w wide) Discard(int64, int64) error { return nil }

@@ -20,9 +20,12 @@ type Extent struct{ Offset, Length int64 }
 
 // Extents goes through the data of the first size bytes of f. On a file system that knows nothing of holes it is one
 // extent.
-func Extents(f *os.File, size int64) iter.Seq2[Extent, error] {
+func Extents(f *os.File, size int64) iter.Seq2[Extent, error] { return extentsFrom(f, 0, size) }
+
+// extentsFrom is Extents of the part of f that begins at off.
+func extentsFrom(f *os.File, off, size int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
-		for off := int64(0); off < size; {
+		for off := off; off < size; {
 			start, err := f.Seek(off, unix.SEEK_DATA)
 			if errors.Is(err, unix.ENXIO) { // only a hole is left
 				return
@@ -88,6 +91,26 @@ func Fill(ctx context.Context, to, from *os.File, size int64) error {
 			if err := copyRange(ctx, to, from, Extent{at, end - at}); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// Again makes a stretch of to, which is a copy of from of earlier, the same as from once more, holes included.
+func Again(ctx context.Context, to, from *os.File, e Extent) error {
+	err := unix.Fallocate(int(to.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, e.Offset, e.Length)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return copyRange(ctx, to, from, e) // the zeros too
+	}
+	if err != nil {
+		return os.NewSyscallError("fallocate", err)
+	}
+	for part, err := range extentsFrom(from, e.Offset, e.Offset+e.Length) {
+		if err != nil {
+			return err
+		}
+		if err := copyRange(ctx, to, from, part); err != nil {
+			return err
 		}
 	}
 	return nil

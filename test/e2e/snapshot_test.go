@@ -309,3 +309,27 @@ func TestPause(t *testing.T) {
 	u.must("pause", "p")
 	u.must("kill", "p") // and killed
 }
+
+// TestLiveDisk takes snapshots of a sandbox that writes to its disk all the time. What is on the disk of each is of the moment that
+// its memory is of: the file system in the copy, read from the disk again, has what the programs in the copy believe.
+func TestLiveDisk(t *testing.T) {
+	u := newUser(t)
+	const (
+		writer = `cd /tmp; i=0; while :; do i=$((i+1)); head -c 300000 /dev/urandom >t; { cat t; sha256sum <t; } >u; sync; mv u f$((i%8)); echo $i; done`
+		check  = `sync; echo 3 >/proc/sys/vm/drop_caches; cd /tmp; for f in f*; do
+cp $f /dev/shm/x; [ "$(head -c 300000 /dev/shm/x | sha256sum)" = "$(tail -c +300001 /dev/shm/x)" ] || exit 3; done; echo whole`
+	)
+	u.must("run", "-d", "--name", "w", image, "sh", "-c", writer)
+	n := u.countsPast("w", 2)
+	for i := range 3 {
+		u.must("snapshot", "take", "w", fmt.Sprintf("s%d", i))
+		n = u.countsPast("w", n+1)
+	}
+	u.must("rm", "-f", "w")
+	for i := range 3 {
+		name := fmt.Sprintf("s%d", i)
+		u.must("run", "-d", "--name", name, "--from", name)
+		u.run("exec", "-u", "0", name, "sh", "-c", check).want(t, 0, "whole\n")
+		u.must("rm", "-f", name)
+	}
+}

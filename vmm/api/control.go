@@ -12,6 +12,7 @@ const (
 	OpBalloon Op = "balloon" // Request.Bytes is the new balloon size
 	OpWake    Op = "wake"    // to a shell: continue from the snapshot of Request.Config, whose files come with the request
 	OpHot     Op = "hot"     // which pages were written since the machine woke, into the descriptor that comes with the request
+	OpTrack   Op = "track"   // from now on, what is written to the disks is for the next OpSave to say
 	OpSave    Op = "save"    // pause, and a snapshot into the SaveFiles descriptors that come with the request; Reply.Saved
 
 	// SaveFiles is how many descriptors come with OpSave: the state file and the memory file, both empty and open for
@@ -51,6 +52,17 @@ type Saved struct {
 	Changes bool  `json:"changes"`      // memory holds only what differs from the memory file that the machine woke from
 	Before  int64 `json:"before_bytes"` // of memory, copied while the guest ran
 	During  int64 `json:"during_bytes"` // copied while it stood still
+	// Disks is what was written to each writable disk, by its ID, since OpTrack or the last OpSave: in order, at most MaxExtents.
+	Disks map[string][]Extent `json:"disks,omitempty"`
+}
+
+// MaxExtents bounds the list of each disk in Saved; more are told as fewer and longer ones.
+const MaxExtents = 4096
+
+// Extent is a stretch of a disk, in bytes.
+type Extent struct {
+	Offset int64 `json:"offset"`
+	Length int64 `json:"length"`
 }
 
 // EventKind says what happened.

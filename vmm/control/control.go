@@ -24,6 +24,7 @@ type Machine interface {
 	Stats() map[string]map[string]uint64
 	SetBalloon(bytes int64) error
 	Hot(to *os.File) error
+	Track()
 	Stopped() time.Duration // the last pause
 	// Save pauses, and writes a snapshot to files that stay the caller's.
 	Save(ctx context.Context, state, memory *os.File, live bool) (api.Saved, error)
@@ -133,6 +134,8 @@ func (s *Server) answer(ctx context.Context, m Machine, r api.Request, files []*
 		reply.Counters = m.Stats()
 	case api.OpBalloon:
 		err = m.SetBalloon(r.Bytes)
+	case api.OpTrack:
+		m.Track()
 	case api.OpHot:
 		if len(files) != 1 {
 			err = fmt.Errorf("%d descriptors came with the request, want 1", len(files))

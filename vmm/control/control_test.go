@@ -43,6 +43,7 @@ func (m *machine) Save(_ context.Context, state, memory *os.File, live bool) (ap
 	return api.Saved{Changes: live}, errors.Join(err, m.note("save"))
 }
 func (m *machine) Hot(*os.File) error     { return m.note("hot") }
+func (m *machine) Track()                 { m.note("track") }
 func (m *machine) Stopped() time.Duration { return time.Second }
 func (m *machine) Stats() map[string]map[string]uint64 {
 	return map[string]map[string]uint64{"vcpu0": {"mmio": 3}}
