@@ -10,6 +10,7 @@ import (
 
 	"spore/agent"
 	"spore/internal/sparse"
+	"spore/internal/timing"
 	"spore/snapshot"
 	"spore/vmm/api"
 )
@@ -20,6 +21,7 @@ type Saved struct {
 	Before  int64         `json:"before_bytes"` // of memory, copied while it ran
 	During  int64         `json:"during_bytes"` // copied while it stood still
 	Stopped time.Duration `json:"stopped_ns"`   // for which it stood still; 0 if it was paused
+	Steps   []Step        `json:"stopped_for"`  // what took that time
 
 	goesOn bool // the guest runs on, or stands still because it is to
 }
@@ -130,17 +132,20 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 		s.goesOn = ctx.Err() == nil
 		return s, fmt.Errorf("save sandbox: %w", err)
 	}
+	clock := timing.Start()
 	if live {
 		err = to.FinishDisk(ctx, v.disk, writtenTo(reply.Saved))
 	} else {
 		err = to.TakeDisk(ctx, v.disk, size)
 	}
 	s.goesOn = true
+	clock.Done("disk")
 	if !paused {
 		resumed, resumeErr := v.machine.request(context.WithoutCancel(ctx), api.Request{Op: api.OpResume})
 		err = errors.Join(err, resumeErr)
 		s.Stopped = time.Duration(resumed.Stopped)
 		s.goesOn = resumeErr == nil
+		clock.Done("resume")
 	}
 	if err != nil {
 		return s, fmt.Errorf("save sandbox: %w", err)
@@ -152,6 +157,12 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 		if err := to.PackDisk(ctx, size); err != nil {
 			return s, fmt.Errorf("save sandbox: %w", err)
 		}
+	}
+	for _, step := range reply.Saved.Steps {
+		s.Steps = append(s.Steps, Step{Name: step.Name, Duration: time.Duration(step.Nanos)})
+	}
+	for _, step := range clock.Steps() {
+		s.Steps = append(s.Steps, Step(step))
 	}
 	s.Before, s.During, s.Live = reply.Saved.Before, reply.Saved.During, reply.Saved.Before > 0
 	var base *os.File

@@ -250,18 +250,18 @@ func (m *Machine) Stopped() time.Duration { return time.Duration(m.stopped.Load(
 func (m *Machine) Pause(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.pause(ctx)
+	return m.pause(ctx, timing.Start())
 }
 
-// pause is Pause; mu is held.
-func (m *Machine) pause(ctx context.Context) error {
+// pause is Pause, by the clock; mu is held.
+func (m *Machine) pause(ctx context.Context, clock *timing.Clock) error {
 	if err := m.state.to(Paused); err != nil {
 		return err
 	}
 	m.since = time.Now()
 	m.gate.set(wantPause)
 	m.kick()
-	if err := m.quiesce(ctx); err != nil {
+	if err := m.quiesce(ctx, clock); err != nil {
 		return err
 	}
 	if m.ending.Load() { // its vCPUs did not park but went home, and KVM may have reset one that did (a triple fault)
@@ -272,15 +272,17 @@ func (m *Machine) pause(ctx context.Context) error {
 }
 
 // quiesce waits for the vCPUs to park and stops the devices.
-func (m *Machine) quiesce(ctx context.Context) error {
+func (m *Machine) quiesce(ctx context.Context, clock *timing.Clock) error {
 	if err := m.gate.settle(ctx); err != nil {
 		return fmt.Errorf("park vCPUs: %w", err)
 	}
+	clock.Done("vCPUs")
 	for _, d := range m.devs {
 		if err := d.regs.Pause(ctx); err != nil {
 			return fmt.Errorf("pause %s: %w", d.name, err)
 		}
 	}
+	clock.Done("devices")
 	return nil
 }
 
@@ -298,7 +300,7 @@ func (m *Machine) Wait(ctx context.Context) (Exit, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.state == Running {
-		if err := m.quiesce(ctx); err != nil {
+		if err := m.quiesce(ctx, timing.Start()); err != nil {
 			return m.exit, err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/guestmem"
+	"spore/internal/timing"
 	"spore/virtio/block"
 	"spore/vmm/api"
 	"spore/vmm/snapshot"
@@ -41,8 +42,9 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live boo
 			saved.Before += n
 		}
 	}
+	clock := timing.Start()
 	if m.state == Running {
-		if err := m.pause(ctx); err != nil {
+		if err := m.pause(ctx, clock); err != nil {
 			return saved, fmt.Errorf("save machine: %w", err)
 		}
 		defer func() {
@@ -62,6 +64,7 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live boo
 	if err != nil {
 		return saved, fmt.Errorf("save machine: %w", err)
 	}
+	clock.Done("memory")
 	saved.Disks = m.takeDiskWrites()
 	state, err := m.gather(blocks)
 	if err != nil {
@@ -69,6 +72,10 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live boo
 	}
 	if err := writeAll(stateFile, state, 0); err != nil {
 		return saved, fmt.Errorf("save machine: state: %w", err)
+	}
+	clock.Done("state")
+	for _, s := range clock.Steps() {
+		saved.Steps = append(saved.Steps, api.Step{Name: s.Name, Nanos: s.Duration.Nanoseconds()})
 	}
 	return saved, nil
 }

@@ -49,9 +49,10 @@ type Reply struct {
 
 // Saved is what a snapshot is made of, and what it cost.
 type Saved struct {
-	Changes bool  `json:"changes"`      // memory holds only what differs from the memory file that the machine woke from
-	Before  int64 `json:"before_bytes"` // of memory, copied while the guest ran
-	During  int64 `json:"during_bytes"` // copied while it stood still
+	Changes bool   `json:"changes"`      // memory holds only what differs from the memory file that the machine woke from
+	Before  int64  `json:"before_bytes"` // of memory, copied while the guest ran
+	During  int64  `json:"during_bytes"` // copied while it stood still
+	Steps   []Step `json:"steps"`        // what it stood still for, up to the reply
 	// Disks is what was written to each writable disk, by its ID, since OpTrack or the last OpSave: in order, at most MaxExtents.
 	Disks map[string][]Extent `json:"disks,omitempty"`
 }
