@@ -127,11 +127,12 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 			return s, fmt.Errorf("save sandbox: %w", err)
 		}
 	}
-	reply, err := v.machine.request(ctx, api.Request{Op: api.OpSave, Live: live}, to.State, to.Memory)
+	reply, err := v.machine.request(ctx, api.Request{Op: api.OpSave, Live: live, GoOn: live}, to.State, to.Memory)
 	if err != nil { // then the VMM has left it as it was
 		s.goesOn = ctx.Err() == nil
 		return s, fmt.Errorf("save sandbox: %w", err)
 	}
+	goesOn := reply.Saved != nil && reply.Saved.GoesOn // for nothing was written to the disk
 	clock := timing.Start()
 	if live {
 		err = to.FinishDisk(ctx, v.disk, writtenTo(reply.Saved))
@@ -139,8 +140,9 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 		err = to.TakeDisk(ctx, v.disk, size)
 	}
 	s.goesOn = true
-	clock.Done("disk")
-	if !paused {
+	if goesOn {
+		s.Stopped = time.Duration(reply.Saved.Stopped)
+	} else if clock.Done("disk"); !paused {
 		resumed, resumeErr := v.machine.request(context.WithoutCancel(ctx), api.Request{Op: api.OpResume})
 		err = errors.Join(err, resumeErr)
 		s.Stopped = time.Duration(resumed.Stopped)

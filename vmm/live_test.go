@@ -91,7 +91,7 @@ func TestNoSnapshotOfADeadGuest(t *testing.T) {
 	to := saveFiles{State: memFile(t, "state"), Memory: memFile(t, "memory")}
 	saved := make(chan error, 1)
 	go func() {
-		_, err := m.Save(within(t), to.State, to.Memory, false)
+		_, err := m.Save(within(t), to.State, to.Memory, false, false)
 		saved <- err
 	}()
 	await("the pause", func() bool { return m.gate.want.Load() == wantPause })

@@ -23,8 +23,9 @@ import (
 //
 // Both files are empty and stay the caller's. Memory goes to the offsets of Config.Memory, with holes for pages that were
 // never touched; its size is the caller's business. Live copies memory while the guest runs, and stops it for the rest only;
-// it needs a machine that woke from a snapshot.
-func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live bool) (saved api.Saved, err error) {
+// it needs a machine that woke from a snapshot. With goOn a machine that ran does so again, before the state is written, if nothing was
+// written to its disks since Track: then there is nothing to wait for.
+func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live, goOn bool) (saved api.Saved, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.serialIRQ != nil {
@@ -43,6 +44,7 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live boo
 		}
 	}
 	clock := timing.Start()
+	goOn = goOn && m.state == Running
 	if m.state == Running {
 		if err := m.pause(ctx, clock); err != nil {
 			return saved, fmt.Errorf("save machine: %w", err)
@@ -56,28 +58,43 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live boo
 	if err := m.state.to(Running); err != nil { // it has ended meanwhile
 		return saved, fmt.Errorf("save machine: %w", err)
 	}
+	if err := m.saveParked(ctx, stateFile, memory, blocks, &saved, goOn, clock); err != nil {
+		return saved, fmt.Errorf("save machine: %w", err)
+	}
+	for _, s := range clock.Steps() {
+		saved.Steps = append(saved.Steps, api.Step{Name: s.Name, Nanos: s.Duration.Nanoseconds()})
+	}
+	return saved, nil
+}
+
+// saveParked writes what must be of one moment, and lets the machine run on where that is asked for and can be.
+func (m *Machine) saveParked(ctx context.Context, stateFile, memory *os.File, blocks pageSet, saved *api.Saved, goOn bool, clock *timing.Clock) (err error) {
 	if saved.Changes {
 		saved.During, err = m.copyChanged(ctx, memory, blocks, saved.Before == 0)
 	} else {
 		saved.During, err = m.copyTouched(ctx, memory, blocks)
 	}
 	if err != nil {
-		return saved, fmt.Errorf("save machine: %w", err)
+		return err
 	}
 	clock.Done("memory")
 	saved.Disks = m.takeDiskWrites()
 	state, err := m.gather(blocks)
 	if err != nil {
-		return saved, fmt.Errorf("save machine: %w", err)
-	}
-	if err := writeAll(stateFile, state, 0); err != nil {
-		return saved, fmt.Errorf("save machine: state: %w", err)
+		return err
 	}
 	clock.Done("state")
-	for _, s := range clock.Steps() {
-		saved.Steps = append(saved.Steps, api.Step{Name: s.Name, Nanos: s.Duration.Nanoseconds()})
+	if goOn && !written(saved.Disks) {
+		if err := m.resume(ctx); err != nil {
+			return err
+		}
+		saved.GoesOn, saved.Stopped = true, m.Stopped().Nanoseconds()
+		clock.Done("resume")
 	}
-	return saved, nil
+	if err := writeAll(stateFile, state, 0); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return nil
 }
 
 // Track begins to note what is written to the disks for the next Save, whose caller copies them meanwhile.
@@ -105,6 +122,16 @@ func (m *Machine) takeDiskWrites() map[string][]api.Extent {
 		disks[id] = told
 	}
 	return disks
+}
+
+// written reports whether any disk was.
+func written(disks map[string][]api.Extent) bool {
+	for _, list := range disks {
+		if len(list) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // livePasses is how often memory is copied while the guest runs. The first pass takes what has changed since the machine

@@ -36,7 +36,7 @@ func save(t testing.TB, m *Machine, base *os.File, live bool) (to saveFiles, sav
 	t.Helper()
 	to = saveFiles{State: memFile(t, "state"), Memory: memFile(t, "memory")}
 	running := m.state == Running
-	saved, err := m.Save(t.Context(), to.State, to.Memory, live)
+	saved, err := m.Save(t.Context(), to.State, to.Memory, live, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,8 @@ type Request struct {
 	// NoFile, for the control socket stays.
 	Config *Config `json:"config,omitempty"`
 
-	Live bool `json:"live,omitempty"` // OpSave: copy memory while the guest runs, where that is possible
+	Live bool `json:"live,omitempty"`  // OpSave: copy memory while the guest runs, where that is possible
+	GoOn bool `json:"go_on,omitempty"` // OpSave: run on at once if nothing was written to a disk since OpTrack
 }
 
 // Message is what the VMM sends: either a Reply or an Event, exactly one of them.
@@ -49,10 +50,12 @@ type Reply struct {
 
 // Saved is what a snapshot is made of, and what it cost.
 type Saved struct {
-	Changes bool   `json:"changes"`      // memory holds only what differs from the memory file that the machine woke from
-	Before  int64  `json:"before_bytes"` // of memory, copied while the guest ran
-	During  int64  `json:"during_bytes"` // copied while it stood still
-	Steps   []Step `json:"steps"`        // what it stood still for, up to the reply
+	Changes bool   `json:"changes"`                 // memory holds only what differs from the memory file that the machine woke from
+	Before  int64  `json:"before_bytes"`            // of memory, copied while the guest ran
+	During  int64  `json:"during_bytes"`            // copied while it stood still
+	Steps   []Step `json:"steps"`                   // what it stood still for, up to the reply
+	GoesOn  bool   `json:"goes_on"`                 // it runs again, as GoOn asked
+	Stopped int64  `json:"stopped_nanos,omitempty"` // with GoesOn: how long it stood still
 	// Disks is what was written to each writable disk, by its ID, since OpTrack or the last OpSave: in order, at most MaxExtents.
 	Disks map[string][]Extent `json:"disks,omitempty"`
 }

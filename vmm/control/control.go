@@ -27,7 +27,7 @@ type Machine interface {
 	Track()
 	Stopped() time.Duration // the last pause
 	// Save pauses, and writes a snapshot to files that stay the caller's.
-	Save(ctx context.Context, state, memory *os.File, live bool) (api.Saved, error)
+	Save(ctx context.Context, state, memory *os.File, live, goOn bool) (api.Saved, error)
 }
 
 // patience bounds a pause or resume. A device that takes longer is broken, and the supervisor hears so. A snapshot takes as long
@@ -158,7 +158,7 @@ func save(ctx context.Context, m Machine, r api.Request, files []*os.File) (*api
 	if len(files) != api.SaveFiles {
 		return nil, fmt.Errorf("%d descriptors came with the request, want %d", len(files), api.SaveFiles)
 	}
-	saved, err := m.Save(ctx, files[0], files[1], r.Live)
+	saved, err := m.Save(ctx, files[0], files[1], r.Live, r.GoOn)
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ func (m *machine) Pause(context.Context) error  { return m.note("pause") }
 func (m *machine) Resume(context.Context) error { return m.note("resume") }
 func (m *machine) SetBalloon(int64) error       { return m.note("balloon") }
 func (m *machine) Stop(string)                  { m.note("stop"); m.once.Do(func() { close(m.ended) }) }
-func (m *machine) Save(_ context.Context, state, memory *os.File, live bool) (api.Saved, error) {
+func (m *machine) Save(_ context.Context, state, memory *os.File, live, _ bool) (api.Saved, error) {
 	if _, err := state.WriteString("state"); err != nil {
 		return api.Saved{}, err
 	}
