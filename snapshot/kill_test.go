@@ -1,10 +1,12 @@
 package snapshot
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -17,6 +19,9 @@ import (
 // victimEnv makes this test binary the process that is killed; it names the directory of its store.
 const victimEnv = "SPORE_TEST_SNAPSHOT_VICTIM"
 
+// atWork is what the victim says when it begins.
+const atWork = "at work"
+
 // TestVictim takes, exports, imports and removes snapshots until it is killed.
 func TestVictim(t *testing.T) {
 	dir := os.Getenv(victimEnv)
@@ -28,6 +33,7 @@ func TestVictim(t *testing.T) {
 		t.Fatal(err)
 	}
 	w, _ := keyFilePair(t)
+	fmt.Println(atWork)
 	for i := 0; ; i++ {
 		root := take(t, s, fmt.Sprintf("root-%d-%d", os.Getpid(), i), "")
 		leaf := take(t, s, "", root.ID)
@@ -116,18 +122,24 @@ func TestKilledAtAnyMoment(t *testing.T) {
 // killOnce starts a victim, waits until it has begun to work, and kills it a random while later.
 func killOnce(t *testing.T, dir string) {
 	t.Helper()
-	var out bytes.Buffer
 	cmd := exec.Command(os.Args[0], "-test.run", "^TestVictim$")
 	cmd.Env = append(os.Environ(), victimEnv+"="+dir)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(time.Duration(5+rand.IntN(150)) * time.Millisecond) // the moment is the test, and waits for nothing
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatalf("%v\n%s", err, out.String())
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && lines.Text() != atWork {
 	}
+	time.Sleep(time.Duration(rand.IntN(100)) * time.Millisecond) // the moment is the test, and waits for nothing
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	said, _ := io.ReadAll(out)
 	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
-		t.Fatalf("it ended by itself: %v\n%s", err, out.String())
+		t.Fatalf("it ended by itself: %v\n%s", err, said)
 	}
 }
