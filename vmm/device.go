@@ -28,6 +28,7 @@ const (
 // transport is a device behind its virtio-mmio registers.
 type transport interface {
 	register
+	PauseSoon()
 	Pause(context.Context) error
 	Resume() error
 	SaveState() (mmio.State, error)

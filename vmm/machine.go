@@ -278,6 +278,9 @@ func (m *Machine) quiesce(ctx context.Context, clock *timing.Clock) error {
 	}
 	clock.Done("vCPUs")
 	for _, d := range m.devs {
+		d.regs.PauseSoon()
+	}
+	for _, d := range m.devs {
 		if err := d.regs.Pause(ctx); err != nil {
 			return fmt.Errorf("pause %s: %w", d.name, err)
 		}

@@ -316,6 +316,17 @@ func (t *Transport) Pause(ctx context.Context) error {
 	return nil
 }
 
+// PauseSoon begins what Pause does and waits for nothing, so that several devices stop at the same time. Pause must follow.
+func (t *Transport) PauseSoon() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.paused = true
+	if t.runner != nil {
+		t.runner.stopping = true
+		t.runner.cancel()
+	}
+}
+
 // Resume lets the device go on after Pause or LoadState. An interrupt that the driver has not acknowledged is
 // raised again, for its edge may have been lost with the machine that was saved; a driver takes one too many.
 func (t *Transport) Resume() error {

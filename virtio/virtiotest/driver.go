@@ -322,6 +322,7 @@ func (d *Driver) Await(what string, ok func() bool) {
 // Pause stops the device where it is.
 func (d *Driver) Pause() {
 	d.T.Helper()
+	d.Bus.PauseSoon() // as a machine does
 	if err := d.Bus.Pause(context.Background()); err != nil {
 		d.T.Fatal(err)
 	}
