@@ -74,7 +74,7 @@ if wants cycles; then
     for n in $(seq "$CYCLES"); do
         sleep 1
         id=$(spore snapshot take w)
-        spore snapshot restore w "$id"
+        spore snapshot restore w "$id" || { spore logs w | tail -n 3; exit 1; }
         spore logs w | grep LOST && exit 1
     done
     sleep 2

@@ -20,6 +20,8 @@ type link struct {
 	gone     func() bool   // whether the host is, bytes that it left notwithstanding
 	age      uint64        // of the connection: how often the machine had been copied when it was made
 	over     bool          // nobody will attach any more
+	awaited  uint64        // the last copy whose host was awaited
+	patience *time.Timer   // of that; nil or stopped while there is a host
 }
 
 func newLink(w *agent.Writer, gone func() bool, age uint64, copied func(age uint64) bool) *link {
@@ -90,14 +92,32 @@ func (l *link) attach(w *agent.Writer, gone func() bool, age, id uint64) error {
 	}
 	l.w, l.gone, l.age = w, gone, age
 	l.attached.Broadcast()
+	if l.patience != nil { // the machine may be copied again before it would have run out
+		l.patience.Stop()
+	}
 	return nil
 }
 
-// end says that nobody will attach to what has nobody now.
+// await gives a host of the copy of that age some time to attach. If none does, nobody will, and the process is killed.
+func (l *link) await(age uint64, limit time.Duration, kill func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.patience != nil {
+		l.patience.Stop()
+	}
+	l.awaited = age
+	l.patience = time.AfterFunc(limit, func() {
+		if l.end(age) {
+			kill()
+		}
+	})
+}
+
+// end says that nobody will attach to what has nobody now, in the copy of that age. What a later copy has is not its business.
 func (l *link) end(age uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.w != nil && l.age == age {
+	if max(l.age, l.awaited) > age || l.w != nil && l.age == age {
 		return false
 	}
 	l.over = true
@@ -166,11 +186,7 @@ func (a *server) copied() {
 			p.kill()
 			continue
 		}
-		time.AfterFunc(attachLimit, func() {
-			if p.link.end(age) {
-				p.kill()
-			}
-		})
+		p.link.await(age, attachLimit, p.kill)
 	}
 }
 

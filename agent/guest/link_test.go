@@ -183,3 +183,40 @@ func TestOnlyACopyIsOutlived(t *testing.T) {
 		})
 	}
 }
+
+// TestPatienceIsOfOneCopy copies a machine again before the patience of the first copy has run out: what runs in the second copy
+// is not ended by it, whether its host is there already or not.
+func TestPatienceIsOfOneCopy(t *testing.T) {
+	w, here := agent.NewWriter(io.Discard), func() bool { return false }
+	l := newLink(w, here, 0, func(uint64) bool { return true })
+	killed := func() { t.Error("killed") }
+	copied := func(age uint64) {
+		l.lost(age - 1)
+		l.await(age, time.Hour, killed)
+	}
+	copied(1)
+	first := l.patience
+	if err := l.attach(w, here, 1, 7); err != nil {
+		t.Fatal(err)
+	}
+	if first.Stop() {
+		t.Error("the host is there, and it is still awaited")
+	}
+	copied(2)
+	if l.end(1) {
+		t.Error("the first copy's patience ended what waits for the second's host")
+	}
+	if err := l.attach(w, here, 2, 7); err != nil {
+		t.Fatal(err)
+	}
+	if l.end(1) || l.end(2) {
+		t.Error("what has a host was ended")
+	}
+	copied(3) // and of this copy nobody comes
+	if !l.end(3) {
+		t.Error("patience has no end")
+	}
+	if err := l.attach(w, here, 3, 7); err == nil {
+		t.Error("a host came too late, and was let in")
+	}
+}
