@@ -7,19 +7,36 @@ import (
 	"testing"
 )
 
-// TestPlots makes a program of every file of results in the tree.
+// TestPlots makes a program of results as they are written: a panel for each row that has something to show.
 func TestPlots(t *testing.T) {
-	files, err := filepath.Glob("results/*.json")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no results", err)
+	r := newResults()
+	r.add("it's a wake", "native", "ms", []float64{3, 1, 2}, "", nil, &bar{value: 4})
+	r.add("beside another", "native", "ms", []float64{1, 2}, "QEMU", []float64{4, 5}, &bar{ratio: 0.5})
+	r.add("once", "native", "ms", []float64{1}, "", nil, nil)
+	r.add("nothing", "native", "", []float64{0, 0}, "", nil, nil)
+	dir := t.TempDir()
+	if err := r.write(dir); err != nil {
+		t.Fatal(err)
 	}
-	for _, f := range files {
-		var b bytes.Buffer
-		if err := plotSamples(f, &b); err != nil || strings.Count(b.String(), "\nplot ") == 0 {
-			t.Errorf("%s: %d bytes, %v", f, b.Len(), err)
+	var b bytes.Buffer
+	if err := plotSamples(filepath.Join(dir, "latest.json"), &b); err != nil {
+		t.Fatal(err)
+	}
+	got := b.String()
+	for _, want := range []string{
+		"layout 1,3", "$spore0 << EOD\n1 0.3333\n2 0.6667\n3 1\nEOD", "set title 'it''s a wake'", "set arrow from 4,", "title 'QEMU'",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
 		}
 	}
-	if err := plotSamples("results/none.json", &bytes.Buffer{}); err == nil {
+	if n := strings.Count(got, "\nplot "); n != 2 {
+		t.Errorf("%d panels, want 2", n)
+	}
+	if n := strings.Count(got, "set arrow from"); n != 1 {
+		t.Errorf("%d bars, want the one that is no ratio", n)
+	}
+	if err := plotSamples(filepath.Join(dir, "none.json"), &bytes.Buffer{}); err == nil {
 		t.Error("no file, no error")
 	}
 }

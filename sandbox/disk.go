@@ -1,13 +1,16 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/sparse"
 	"spore/snapshot"
+	"spore/vmm/api"
 )
 
 // errMemoryDisk says why a sandbox cannot start again.
@@ -46,4 +49,41 @@ func duplicate(f *os.File) (*os.File, error) {
 		return nil, os.NewSyscallError("dup", err)
 	}
 	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// prepareDisk copies the writable layer while the guest runs.
+func (v *supervisor) prepareDisk(ctx context.Context, to *snapshot.Draft) error {
+	if _, err := v.machine.request(ctx, api.Request{Op: api.OpTrack}); err != nil {
+		return err
+	}
+	return to.PrepareDisk(ctx, v.disk, v.sb.Config.Disk)
+}
+
+// finishDisk copies what was written to it meanwhile, as the VMM says that saved the rest. The guest stands still, or has not written.
+func (v *supervisor) finishDisk(ctx context.Context, to *snapshot.Draft, saved *api.Saved) error {
+	written, err := writtenTo(saved, v.sb.Config.Disk)
+	if err != nil {
+		return err
+	}
+	return to.FinishDisk(ctx, v.disk, written)
+}
+
+// errExtents is what is wrong with a list of them: the VMM may be its guest's.
+var errExtents = errors.New("the VMM lists parts of its disk that are not there, out of order or twice")
+
+// writtenTo is what was written to the writable layer, which has size bytes, while it was copied.
+func writtenTo(s *api.Saved, size int64) ([]sparse.Extent, error) {
+	if s == nil {
+		return nil, nil
+	}
+	var list []sparse.Extent
+	end := int64(0) // of the one before
+	for _, e := range s.Disks[writableID] {
+		if e.Offset < end || e.Offset > size || e.Length <= 0 || e.Length > size-e.Offset || len(list) == api.MaxExtents {
+			return nil, errExtents
+		}
+		end = e.Offset + e.Length
+		list = append(list, sparse.Extent(e))
+	}
+	return list, nil
 }

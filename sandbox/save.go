@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"spore/agent"
-	"spore/internal/sparse"
 	"spore/internal/timing"
 	"spore/snapshot"
 	"spore/vmm/api"
@@ -119,11 +118,8 @@ func (v *supervisor) at(id string) error {
 func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s Saved, err error) {
 	paused, size := v.standsStill(), v.sb.Config.Disk
 	live = live && !paused
-	if live { // most of the disk, while the guest runs
-		if _, err := v.machine.request(ctx, api.Request{Op: api.OpTrack}); err != nil {
-			return s, fmt.Errorf("save sandbox: %w", err)
-		}
-		if err := to.PrepareDisk(ctx, v.disk, size); err != nil {
+	if live {
+		if err := v.prepareDisk(ctx, to); err != nil {
 			return s, fmt.Errorf("save sandbox: %w", err)
 		}
 	}
@@ -135,7 +131,7 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 	goesOn := reply.Saved != nil && reply.Saved.GoesOn // for nothing was written to the disk
 	clock := timing.Start()
 	if live {
-		err = to.FinishDisk(ctx, v.disk, writtenTo(reply.Saved))
+		err = v.finishDisk(ctx, to, reply.Saved)
 	} else {
 		err = to.TakeDisk(ctx, v.disk, size)
 	}
@@ -174,17 +170,6 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 		}
 	}
 	return s, to.Rebase(ctx, base, v.sb.Config.Memory)
-}
-
-// writtenTo is what was written to the writable layer while it was copied.
-func writtenTo(s *api.Saved) (list []sparse.Extent) {
-	if s == nil {
-		return nil
-	}
-	for _, e := range s.Disks[writableID] {
-		list = append(list, sparse.Extent(e))
-	}
-	return list
 }
 
 // Fits reports why the sandbox cannot become what a machine of that shape was, which was made as a sandbox of that
