@@ -13,6 +13,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"spore/internal/contextio"
 	"spore/rootfs/erofs"
 	"spore/rootfs/layer"
 )
@@ -152,7 +153,7 @@ func readAccounts(f io.ReaderAt, n *erofs.Inode) (string, error) {
 // seal makes the finished file read-only and durable, and returns its SHA-256 in hex.
 func seal(ctx context.Context, f *os.File, size int64) (string, error) {
 	sum := sha256.New()
-	n, err := io.CopyBuffer(struct{ io.Writer }{sum}, contextReader{ctx, io.NewSectionReader(f, 0, size)}, make([]byte, reportEvery))
+	n, err := io.CopyBuffer(struct{ io.Writer }{sum}, contextio.Reader(ctx, io.NewSectionReader(f, 0, size)), make([]byte, reportEvery))
 	if err == nil && n != size {
 		err = io.ErrUnexpectedEOF
 	}

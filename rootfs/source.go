@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"spore/internal/contextio"
 )
 
 // Kinds of source, as written before the colon.
@@ -190,7 +192,7 @@ func (s *Store) plainArchive(ctx context.Context, f *os.File) (*os.File, error) 
 	if err != nil {
 		return nil, err
 	}
-	n, err := io.Copy(out, io.LimitReader(contextReader{ctx, r}, s.limits.Size+1))
+	n, err := io.Copy(out, io.LimitReader(contextio.Reader(ctx, r), s.limits.Size+1))
 	if err == nil && n > s.limits.Size {
 		err = &LimitError{Name: "size", Limit: s.limits.Size}
 	}
@@ -202,19 +204,6 @@ func (s *Store) plainArchive(ctx context.Context, f *os.File) (*os.File, error) 
 		return nil, err
 	}
 	return out, nil
-}
-
-// contextReader ends a copy when the context ends.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
 
 // archive is where the files of a tar lie that may belong to an image.

@@ -85,6 +85,7 @@ if wants cycles; then
         [ $((n % 10)) != 0 ] || echo "after $n cycles: nothing lost, the guest was gone $gone times"
     done
     sleep 2
-    spore logs w | tail -n 1 | grep -q '^[0-9]*$' && echo "$CYCLES cycles, nothing lost on the disk; the guest was gone $gone times:"
+    spore logs w | tail -n 1 | grep -q '^[0-9][0-9]*$' || { echo "it does not write any more"; exit 1; }
+    echo "$CYCLES cycles, nothing lost on the disk; the guest was gone $gone times:"
     sort "$state/gone" | uniq -c
 fi

@@ -28,11 +28,14 @@ mkdir -p bench/results/raw
 bin/bench -bin bin -only wake,pool -out "$work/native" -wakes "${WAKES:-1000}"
 cp "$work/native/latest.json" bench/results/native.json
 cp "$work/native/raw/latest.json" bench/results/raw/native.json
-command -v gnuplot >/dev/null || apt-get install -y -qq gnuplot-nox >/dev/null
-# plot draws every file of results that is there.
+command -v gnuplot >/dev/null || { apt-get update -qq && apt-get install -y -qq gnuplot-nox >/dev/null; }
+# plot draws every file of results whose samples are here.
 plot() {
+    local f new=$work/plot.svg
     for f in bench/results/*.json; do
-        bin/bench -plot "$f" | gnuplot >"${f%.json}.svg.new" && mv "${f%.json}.svg.new" "${f%.json}.svg"
+        [ -f "bench/results/raw/${f##*/}" ] || continue
+        bin/bench -plot "$f" | gnuplot >"$new"
+        mv "$new" "${f%.json}.svg"
     done
 }
 plot

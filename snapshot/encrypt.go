@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/contextio"
 	"spore/internal/sparse"
 )
 
@@ -78,7 +79,7 @@ func (p *Pending) sealPart(ctx context.Context, plain *Dormant, name string, key
 	if err == nil && name == memoryFile {
 		err = sparse.Pack(ctx, s, from, plain.Spec.Memory)
 	} else if err == nil {
-		_, err = io.Copy(s, bound{ctx, from})
+		_, err = io.Copy(s, contextio.Reader(ctx, from))
 	}
 	if err == nil {
 		err = s.Close()
@@ -145,22 +146,9 @@ func (d *Dormant) unsealPart(ctx context.Context, name string, key []byte, dir s
 	if err == nil && name == memoryFile {
 		err = sparse.Unpack(ctx, to, o, d.Spec.Memory)
 	} else if err == nil {
-		_, err = io.Copy(to, bound{ctx, o})
+		_, err = io.Copy(to, contextio.Reader(ctx, o))
 	}
 	return errors.Join(err, to.Close())
-}
-
-// bound is a reader that ends with a context.
-type bound struct {
-	ctx  context.Context
-	from io.Reader
-}
-
-func (b bound) Read(p []byte) (int, error) {
-	if b.ctx.Err() != nil {
-		return 0, context.Cause(b.ctx)
-	}
-	return b.from.Read(p)
 }
 
 // destroyKey makes an encrypted machine unreadable before the rest of it is deleted. A disk that keeps what is overwritten
@@ -193,18 +181,38 @@ func OpenVolatile(dirs ...string) (*Store, error) {
 		if dir == "" || !inMemory(dir) {
 			continue
 		}
-		path := filepath.Join(dir, fmt.Sprintf("spore-%d", os.Geteuid()))
+		path := volatilePath(dir)
 		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			continue
 		}
-		var st unix.Stat_t // others may write to /dev/shm: a link or a directory of theirs is not for us
-		if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 {
-			continue
+		if isOurs(path) {
+			s := &Store{dir: path}
+			return s, s.Sweep()
 		}
-		s := &Store{dir: path}
-		return s, s.Sweep()
 	}
 	return nil, errNoMemory
+}
+
+// SweepVolatile deletes what killed processes left where OpenVolatile has made a store, and makes none.
+func SweepVolatile(dirs ...string) error {
+	var errs []error
+	for _, dir := range dirs {
+		if path := volatilePath(dir); dir != "" && inMemory(dir) && isOurs(path) {
+			errs = append(errs, (&Store{dir: path}).Sweep())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func volatilePath(dir string) string {
+	return filepath.Join(dir, fmt.Sprintf("spore-%d", os.Geteuid()))
+}
+
+// isOurs reports whether path is a directory of our own that nobody else may enter: others may write to /dev/shm, and a
+// link or a directory of theirs is not for us.
+func isOurs(path string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && int(st.Uid) == os.Geteuid() && st.Mode&0o077 == 0
 }
 
 func inMemory(dir string) bool {

@@ -23,6 +23,14 @@ var tmpfs = testenv.Need{Name: "tmpfs", Probe: func() error {
 	return nil
 }}
 
+// disk is a temporary directory on one.
+var disk = testenv.Need{Name: "disk", Probe: func() error {
+	if inMemory(os.TempDir()) {
+		return fmt.Errorf("%s is in memory: there is no disk to refuse", os.TempDir())
+	}
+	return nil
+}}
+
 // newVolatile is a store in memory of the test's own.
 func newVolatile(t *testing.T) *Store {
 	t.Helper()
@@ -184,10 +192,8 @@ func TestSNAP05Encrypted(t *testing.T) {
 // TestUnlockWantsMemory gives it a directory on a disk.
 func TestUnlockWantsMemory(t *testing.T) {
 	w, u := keyFilePair(t)
+	testenv.Require(t, disk)
 	s := newStore(t)
-	if inMemory(s.dir) {
-		t.Skip("the temporary directory is in memory: there is no disk to refuse")
-	}
 	m := takeEncrypted(t, s, newVolatile(t), w)
 	to := begin(t, s)
 	if _, err := s.Unlock(t.Context(), m, u, to); err == nil || !strings.Contains(err.Error(), "on a disk") {
@@ -308,6 +314,28 @@ func TestSealedParts(t *testing.T) {
 				t.Errorf("%d bytes, %s: %v", size, name, err)
 			}
 		}
+	}
+}
+
+// TestSweepVolatile leaves plain files as a killed process does. The next sweep deletes them, and not those of one that lives.
+func TestSweepVolatile(t *testing.T) {
+	s := newVolatile(t)
+	dead, alive := begin(t, s), begin(t, s)
+	for _, p := range []*Pending{dead, alive} {
+		draft(t, p.Dir, 'a')
+	}
+	if err := dead.lock.Close(); err != nil { // as the kernel does
+		t.Fatal(err)
+	}
+	dead.lock = nil
+	if err := SweepVolatile("", "/nowhere", filepath.Dir(s.dir)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(dead.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the dead one's: %v", err)
+	}
+	if _, err := os.Lstat(alive.Dir); err != nil {
+		t.Errorf("the living one's: %v", err)
 	}
 }
 

@@ -142,8 +142,11 @@ func (u *Unwrap) key(wrapped []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}
 	key, err := io.ReadAll(io.LimitReader(from, keySize+1))
-	if err != nil || len(key) != keySize {
-		return nil, fmt.Errorf("%w: it holds %d bytes: %w", ErrKey, len(key), err)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrKey, err)
+	}
+	if len(key) != keySize {
+		return nil, fmt.Errorf("%w: it holds another number of bytes than %d", ErrKey, keySize)
 	}
 	return key, nil
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -205,7 +206,7 @@ func (s *Store) Find(ref string) (*Manifest, error) {
 
 // Size is what a snapshot takes on the disk, in bytes.
 func (s *Store) Size(m *Manifest) (int64, error) {
-	return (&Dormant{dir: s.path(m.ID)}).size(append(m.parts(), specFile))
+	return (&Dormant{dir: s.path(m.ID)}).size(slices.Concat(m.parts(), []string{specFile}))
 }
 
 // ErrChildren is matched by the error of Remove for a snapshot that others build on.

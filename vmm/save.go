@@ -18,13 +18,13 @@ import (
 )
 
 // Save writes a snapshot of a paused or running machine, and leaves it paused: its disks must be copied before it runs
-// on. After an error it is as it was, but that a pause which fails may have left it half paused (see Pause). The memory of a machine that was booted is written whole, of one that woke from a
-// snapshot only what has changed since: Saved.Changes says which.
+// on. After an error it is as it was, but that a pause which fails may have left it half paused (see Pause). The memory of a machine
+// that was booted is written whole, of one that woke from a snapshot only what has changed since: Saved.Changes says which.
 //
 // Both files are empty and stay the caller's. Memory goes to the offsets of Config.Memory, with holes for pages that were
 // never touched; its size is the caller's business. Live copies memory while the guest runs, and stops it for the rest only;
-// it needs a machine that woke from a snapshot. With goOn a machine that ran does so again, before the state is written, if nothing was
-// written to its disks since Track: then there is nothing to wait for.
+// it needs a machine that woke from a snapshot. With goOn a machine that ran does so again, before the state is written, if
+// nothing was written to its disks since Track: then there is nothing to wait for.
 func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live, goOn bool) (saved api.Saved, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -61,10 +61,16 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live, go
 	if err := m.saveParked(ctx, stateFile, memory, blocks, &saved, goOn, clock); err != nil {
 		return saved, fmt.Errorf("save machine: %w", err)
 	}
-	for _, s := range clock.Steps() {
-		saved.Steps = append(saved.Steps, api.Step{Name: s.Name, Nanos: s.Duration.Nanoseconds()})
-	}
+	saved.Steps = Steps(clock)
 	return saved, nil
+}
+
+// Steps are those of a clock as the supervisor is told them.
+func Steps(clock *timing.Clock) (list []api.Step) {
+	for _, s := range clock.Steps() {
+		list = append(list, api.Step{Name: s.Name, Nanos: s.Duration.Nanoseconds()})
+	}
+	return list
 }
 
 // saveParked writes what must be of one moment, and lets the machine run on where that is asked for and can be.

@@ -102,7 +102,7 @@ func serve(cfg api.Config, env vmm.Env, server *control.Server, unjailed bool) e
 	if err := m.Resume(ctx); err != nil {
 		return err
 	}
-	if err := server.Event(api.Event{Kind: api.EventStarted, Steps: steps(env.Clock)}); err != nil {
+	if err := server.Event(api.Event{Kind: api.EventStarted, Steps: vmm.Steps(env.Clock)}); err != nil {
 		return fmt.Errorf("report start: %w", err)
 	}
 	go func() {
@@ -117,12 +117,4 @@ func serve(cfg api.Config, env vmm.Env, server *control.Server, unjailed bool) e
 	}
 	env.Log.Info("machine ended", "reason", exit.Reason, "detail", exit.Detail, "counters", m.Stats())
 	return server.Event(api.Event{Kind: api.EventExit, Reason: exit.Reason, Detail: exit.Detail, First: m.FirstExit()})
-}
-
-func steps(clock *timing.Clock) []api.Step {
-	var out []api.Step
-	for _, s := range clock.Steps() {
-		out = append(out, api.Step{Name: s.Name, Nanos: s.Duration.Nanoseconds()})
-	}
-	return out
 }

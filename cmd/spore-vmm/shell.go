@@ -24,7 +24,7 @@ func awaken(cfg api.Config, env *vmm.Env, server *control.Server) (*vmm.Machine,
 	if err := m.Rehearse(); err != nil {
 		return nil, err
 	}
-	if err := server.Event(api.Event{Kind: api.EventWaiting, Steps: steps(env.Clock)}); err != nil {
+	if err := server.Event(api.Event{Kind: api.EventWaiting, Steps: vmm.Steps(env.Clock)}); err != nil {
 		return nil, fmt.Errorf("report that the shell waits: %w", err)
 	}
 	r, files, err := server.Await()

@@ -41,7 +41,7 @@ func prepareWake(c *cli.Context, store *snapshot.Store, m *snapshot.Manifest) (_
 	if m.Encryption == nil {
 		w.from, err = store.Admit(c.Context, m)
 	} else {
-		w.from, w.discard, err = unlock(c.Context, c, store, m)
+		w.from, w.discard, err = unlock(c, store, m)
 	}
 	if err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"spore/sandbox"
+	"spore/snapshot"
 )
 
 // listed is one sandbox in the output of ls and inspect.
@@ -161,7 +162,7 @@ func openSandboxes(c *cli.Context) (*sandbox.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return store, errors.Join(store.Sweep(), openTemplates(c).Sweep(), sandbox.SweepShells(poolDir(c)))
+	return store, errors.Join(store.Sweep(), openTemplates(c).Sweep(), sandbox.SweepShells(poolDir(c)), snapshot.SweepVolatile(volatileDirs()...))
 }
 
 // findAll resolves every argument, at least one.

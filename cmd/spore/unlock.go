@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -94,7 +93,7 @@ func unwrapOf(c *cli.Context, m *snapshot.Manifest) (*snapshot.Unwrap, error) {
 // readSecret reads a file with a key, all of it.
 func readSecret(path string) ([]byte, error) {
 	if path == "" {
-		return nil, errors.New("name the file of the key: key:FILE or age:FILE")
+		return nil, errors.New("name the file after the colon: passphrase:FILE, key:FILE or age:FILE")
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -144,11 +143,13 @@ func passphrase(path string, given, isNew bool) (string, error) {
 
 // openVolatile opens the store in memory for what is encrypted at rest.
 func openVolatile() (*snapshot.Store, error) {
-	return snapshot.OpenVolatile("/dev/shm", os.Getenv("XDG_RUNTIME_DIR"), "/run")
+	return snapshot.OpenVolatile(volatileDirs()...)
 }
 
+func volatileDirs() []string { return []string{"/dev/shm", os.Getenv("XDG_RUNTIME_DIR"), "/run"} }
+
 // unlock decrypts a snapshot into memory. What it returns is there until discard is called.
-func unlock(ctx context.Context, c *cli.Context, store *snapshot.Store, m *snapshot.Manifest) (_ *snapshot.Dormant, discard func() error, err error) {
+func unlock(c *cli.Context, store *snapshot.Store, m *snapshot.Manifest) (_ *snapshot.Dormant, discard func() error, err error) {
 	key, err := unwrapOf(c, m)
 	if err != nil {
 		return nil, nil, err
@@ -161,7 +162,7 @@ func unlock(ctx context.Context, c *cli.Context, store *snapshot.Store, m *snaps
 	if err != nil {
 		return nil, nil, err
 	}
-	from, err := store.Unlock(ctx, m, key, pending)
+	from, err := store.Unlock(c.Context, m, key, pending)
 	if err != nil {
 		return nil, nil, errors.Join(err, pending.Discard())
 	}

@@ -13,6 +13,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"spore/internal/contextio"
 )
 
 // Extent is a stretch of a file that is no hole, in bytes.
@@ -145,7 +147,7 @@ func Pack(ctx context.Context, to io.Writer, from *os.File, size int64) error {
 			if err := writeHeader(to, e.Offset, n); err != nil {
 				return err
 			}
-			if _, err := io.Copy(to, contextReader{ctx, io.NewSectionReader(from, e.Offset, n)}); err != nil {
+			if _, err := io.Copy(to, contextio.Reader(ctx, io.NewSectionReader(from, e.Offset, n))); err != nil {
 				return err
 			}
 		}
@@ -176,7 +178,7 @@ func Unpack(ctx context.Context, to *os.File, packed io.Reader, size int64) erro
 	if err := to.Truncate(size); err != nil {
 		return err
 	}
-	in := contextReader{ctx, bufio.NewReaderSize(packed, 256<<10)}
+	in := contextio.Reader(ctx, bufio.NewReaderSize(packed, 256<<10))
 	for {
 		var head [extentHeader]byte
 		if _, err := io.ReadFull(in, head[:]); err != nil {
@@ -209,16 +211,3 @@ func nothing(r io.Reader) error {
 
 // Whole reads all of f from its beginning, wherever its descriptor stands.
 func Whole(f *os.File) io.Reader { return io.NewSectionReader(f, 0, math.MaxInt64) }
-
-// contextReader ends a copy when the context ends.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c contextReader) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.r.Read(p)
-}
