@@ -16,13 +16,13 @@ import (
 // nothing later. Others are loaded on demand from the kernel package. Those
 // the kernel has built in or does not know are left out.
 var bootModules = [...]string{
-	"virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay", "virtio_rng",
+	"virtio_pci", "virtio_net", "virtio_console", "9p", "9pnet_virtio", "overlay", "virtio_rng",
 	"crc32c_generic", "crc32c_intel", "libcrc32c", // wanted by ext4 and nf_tables, which do not say so
 	"kvm", "kvm-amd",
 	"loop", "ext4", "erofs", "fuse", "squashfs", "dm-mod",
 	"tun", "tap", "bridge", "veth", "macvlan", "af_packet", "unix_diag", "inet_diag", "tcp_diag",
 	"nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_chain_nat", "nft_reject_inet", "nft_limit", "nft_compat",
-	"nft_fib_inet", "nft_counter", "nft_log", "nf_conntrack", "nf_nat",
+	"nft_fib_inet", "nft_counter", "nft_log", "nf_conntrack", "nf_nat", "nf_dup_netdev", "nft_fwd_netdev", "nft_reject_netdev",
 	"xt_MASQUERADE", "xt_conntrack", "xt_comment", "xt_addrtype", "xt_mark", "xt_multiport",
 	"sch_ingress", "cls_u32", "act_mirred", "sch_tbf",
 	"vsock", "vhost_net", "vhost_vsock", "vsock_loopback", "vsock_diag",

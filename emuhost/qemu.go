@@ -66,6 +66,7 @@ func (h *Host) arguments(l launch) []string {
 		"-chardev", "socket,id=monitor,server=on,wait=off,path=" + monitorSocket, "-mon", "chardev=monitor,mode=control",
 		"-chardev", "file,id=console,path=" + consoleLog, "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,id=serial",
+		"-netdev", "user,id=out", "-device", "virtio-net-pci,netdev=out,romfile=",
 	}
 	object := "memory-backend-ram,id=ram"
 	if l.memory != "" {

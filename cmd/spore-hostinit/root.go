@@ -119,6 +119,9 @@ func buildRoot(root string) error {
 	if err := seedUpper("/outer/live", "/outer/upper/root"); err != nil {
 		return err
 	}
+	if err := writeBelow("/outer/upper/root", "/etc/resolv.conf", resolvConf); err != nil {
+		return err
+	}
 	overlay := func(lower, upper string) string {
 		return "lowerdir=/outer/" + lower + ",upperdir=/outer/upper/" + upper +
 			",workdir=/outer/upper/" + upper + "-work,xino=off,index=off,redirect_dir=off,metacopy=off"

