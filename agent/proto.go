@@ -41,6 +41,20 @@ type Setup struct {
 	Upper    string `json:"upper"`     // device of the writable layer: vdb; "" is a tmpfs
 	ReadOnly bool   `json:"read_only"` // the root file system; /tmp, /run and /var/tmp become tmpfs
 	Pids     int    `json:"pids"`      // limit on processes and threads of all requests together
+
+	Network *Network `json:"network,omitempty"` // nil: there is no interface but the loopback
+}
+
+// Network is what the guest's only network interface, eth0, is to be. The zero value of each part leaves that out.
+type Network struct {
+	MAC       string   `json:"mac"`                 // EUI-48, as 02:00:00:00:00:01
+	MTU       int      `json:"mtu,omitempty"`       // bytes, 68 to 65535; 0 leaves it
+	Addresses []string `json:"addresses,omitempty"` // with prefix lengths: 10.1.2.3/24, fd00::3/64
+	Gateways  []string `json:"gateways,omitempty"`  // default routes, at most one of each family; reached directly if no address's prefix covers it
+	DNS       []string `json:"dns,omitempty"`       // addresses of name servers, for resolv.conf
+	Search    []string `json:"search,omitempty"`    // domains, for resolv.conf
+	Hosts     []string `json:"hosts,omitempty"`     // further lines of /etc/hosts: an address and names
+	CA        []byte   `json:"ca,omitempty"`        // certificates to trust beside the image's, PEM
 }
 
 // Failure is why something was not done.
@@ -92,6 +106,9 @@ type Resumed struct {
 	Entropy  []byte `json:"entropy"`            // not given to any other machine; the kernel's generator starts anew from it
 	Hostname string `json:"hostname,omitempty"` // "" leaves it
 	Pids     int    `json:"pids,omitempty"`     // as in Setup; 0 leaves it
+
+	// Network is what eth0 is from now on, whatever it was; connections that it had are reset. nil leaves it.
+	Network *Network `json:"network,omitempty"`
 }
 
 // Exec is a process to start.

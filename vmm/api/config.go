@@ -43,6 +43,7 @@ type Config struct {
 	Disks   []Disk   `json:"disks,omitempty"`
 	Pmem    []Pmem   `json:"pmem,omitempty"`
 	Vsock   *Vsock   `json:"vsock,omitempty"`
+	Net     *Net     `json:"net,omitempty"` // the only network interface; nil is none at all
 	Console Console  `json:"console"`
 	Entropy File     `json:"entropy"` // /dev/urandom for the entropy device, or NoFile for none
 	Balloon bool     `json:"balloon"` // virtio balloon: inflate, deflate on OOM, statistics, free page reporting
@@ -100,6 +101,29 @@ type Vsock struct {
 	Broker File   `json:"broker"` // SOCK_SEQPACKET socket speaking BrokerMessage
 }
 
+// Limits of Net.MTU.
+const (
+	MinMTU = 68    // what IPv4 asks of every link (RFC 791)
+	MaxMTU = 65535 // bytes
+)
+
+// Net is the virtio-net device.
+type Net struct {
+	// File is read and written one whole Ethernet frame at a time, each behind a virtio_net_hdr of 12 bytes, little endian (virtio
+	// 1.2 §5.1.6): a tap with IFF_TAP, IFF_NO_PI, IFF_VNET_HDR and TUNSETVNETHDRSZ 12, or one end of a SOCK_SEQPACKET pair.
+	File File `json:"file"`
+
+	MAC MAC    `json:"mac"`           // of the guest's interface; an individual address, not all zeros
+	MTU uint16 `json:"mtu,omitempty"` // bytes, MinMTU to MaxMTU; 0 leaves it to the guest (1500)
+
+	// Offload says that File's other side takes frames whose checksums are missing and TCP segments of up to 64 KiB, and may
+	// send such: for a tap, that TUNSETOFFLOAD was called with TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 and TUN_F_TSO_ECN.
+	Offload bool `json:"offload,omitempty"`
+
+	RateIn  Rate `json:"rate_in"`  // to the guest; what exceeds it waits in File's queue, and is dropped there
+	RateOut Rate `json:"rate_out"` // from the guest; what exceeds it waits in the guest's
+}
+
 // Console is where the guest's virtio console (hvc0) and the optional UART go.
 type Console struct {
 	Output File `json:"output"` // guest output is written here, rate-limited and dropped when it would block; or NoFile
@@ -121,6 +145,9 @@ func (c *Config) Files() []File {
 	}
 	if c.Vsock != nil {
 		out = append(out, c.Vsock.Broker)
+	}
+	if c.Net != nil {
+		out = append(out, c.Net.File)
 	}
 	return out
 }
