@@ -12,12 +12,12 @@ const module = "spore"
 // mayImport is the import table of ARCHITECTURE.md: what each of our packages may import of our packages. A
 // key ending in /... covers everything below it. A package that is not covered fails the test.
 var mayImport = map[string][]string{
-	"cmd/spore":             {"jailer", "snapshot", "network", "lab", "sandbox", "sandbox/...", "rootfs", "emuhost", "emuhost/...", "doctor", "guest", "agent", "internal/..."},
+	"cmd/spore":             {"jailer", "snapshot", "network", "network/policy", "lab", "sandbox", "sandbox/...", "rootfs", "emuhost", "emuhost/...", "doctor", "guest", "agent", "internal/..."},
 	"cmd/spore-vmm":         {"jailer", "jailer/seccomp", "vmm", "vmm/...", "internal/wire", "internal/timing"},
 	"cmd/spore-probe":       {"lab/probe"},
 	"cmd/spore-agent":       {"agent", "agent/..."},
 	"cmd/spore-hostinit":    {"emuhost/...", "kvm"},
-	"sandbox/...":           {"sandbox/...", "snapshot", "network", "rootfs", "jailer", "jailer/cgroup", "vmm/api", "vmm/policy", "agent", "guest", "internal/..."},
+	"sandbox/...":           {"sandbox/...", "snapshot", "network", "network/policy", "rootfs", "jailer", "jailer/cgroup", "vmm/api", "vmm/policy", "agent", "guest", "internal/..."},
 	"jailer/...":            {"jailer/...", "internal/testenv"},
 	"vmm":                   {"vmm/...", "virtio", "virtio/...", "guestmem", "kvm", "jailer/seccomp", "internal/..."},
 	"vmm/api":               {"internal/wire"},
@@ -36,6 +36,8 @@ var mayImport = map[string][]string{
 	"rootfs/...":            {"rootfs/...", "internal/..."},
 	"snapshot/...":          {"internal/..."},
 	"network":               {"internal/..."},
+	"network/policy/...":    {"network/policy"},
+	"network/resolver/...":  {"network/policy", "network/resolver"},
 	"agent":                 {"internal/wire"},
 	"agent/...":             {"agent", "agent/...", "internal/wire"},
 	"emuhost/...":           {"emuhost/...", "internal/..."},
