@@ -12,12 +12,12 @@ const module = "spore"
 // mayImport is the import table of ARCHITECTURE.md: what each of our packages may import of our packages. A
 // key ending in /... covers everything below it. A package that is not covered fails the test.
 var mayImport = map[string][]string{
-	"cmd/spore":             {"jailer", "snapshot", "network", "network/policy", "lab", "sandbox", "sandbox/...", "rootfs", "emuhost", "emuhost/...", "doctor", "guest", "agent", "internal/..."},
+	"cmd/spore":             {"jailer", "snapshot", "network", "network/policy", "network/api", "network/mediator", "lab", "sandbox", "sandbox/...", "rootfs", "emuhost", "emuhost/...", "doctor", "guest", "agent", "internal/..."},
 	"cmd/spore-vmm":         {"jailer", "jailer/seccomp", "vmm", "vmm/...", "internal/wire", "internal/timing"},
 	"cmd/spore-probe":       {"lab/probe"},
 	"cmd/spore-agent":       {"agent", "agent/..."},
 	"cmd/spore-hostinit":    {"emuhost/...", "kvm"},
-	"sandbox/...":           {"sandbox/...", "snapshot", "network", "network/policy", "rootfs", "jailer", "jailer/cgroup", "vmm/api", "vmm/policy", "agent", "guest", "internal/..."},
+	"sandbox/...":           {"sandbox/...", "snapshot", "network", "network/policy", "network/api", "network/mediator", "rootfs", "jailer", "jailer/cgroup", "vmm/api", "vmm/policy", "agent", "guest", "internal/..."},
 	"jailer/...":            {"jailer/...", "internal/testenv"},
 	"vmm":                   {"vmm/...", "virtio", "virtio/...", "guestmem", "kvm", "jailer/seccomp", "internal/..."},
 	"vmm/api":               {"internal/wire"},
@@ -38,6 +38,12 @@ var mayImport = map[string][]string{
 	"network":               {"internal/..."},
 	"network/policy/...":    {"network/policy"},
 	"network/resolver/...":  {"network/policy", "network/resolver"},
+	"network/api":           {"network/policy", "internal/wire"},
+	"network/mediator/...":  {"network/api", "network/policy", "network/syscalls", "jailer", "internal/..."},
+	"network/proxy/...":     {"network/policy", "network/proxy", "internal/..."},
+	"network/stack/...":     {"network/policy", "network/stack", "network/stack/...", "internal/..."},
+	"network/syscalls/...":  {"jailer/seccomp", "network/syscalls"},
+	"cmd/spore-net":         {"jailer", "jailer/seccomp", "network/api", "network/policy", "network/resolver", "network/proxy", "network/stack", "network/syscalls", "internal/..."},
 	"agent":                 {"internal/wire"},
 	"agent/...":             {"agent", "agent/...", "internal/wire"},
 	"emuhost/...":           {"emuhost/...", "internal/..."},
@@ -59,6 +65,8 @@ var mustNotLink = []struct{ binary, path, why string }{
 	{"cmd/spore-agent", "net/http", "PID 1 stays small"},
 	{"cmd/spore-agent", "spore/vmm", "the guest holds no host code"},
 	{"cmd/spore-agent", "spore/jailer", "the guest holds no host code"},
+	{"cmd/spore-vmm", "gvisor.dev/gvisor/pkg/tcpip", "only spore-net has a TCP/IP stack"},
+	{"cmd/spore", "gvisor.dev/gvisor/pkg/tcpip", "only spore-net has a TCP/IP stack"},
 	{"cmd/spore", "spore/vmm", "the supervisor holds no device code"},
 	{"cmd/spore", "spore/virtio/queue", "the supervisor holds no device code"},
 }
