@@ -162,41 +162,74 @@ func noCgroup() []jailer.Layer {
 	return nil
 }
 
-// measureWake times t0 → t3 of a bare-metal guest of 128 MiB: request → first guest instruction that exits.
-func measureWake(s settings, r *results) error {
+// wakes are the times of many.
+type wakes struct {
+	process, running, first, returned []float64
+
+	steps map[string][]float64
+	order []string // of the steps
+}
+
+func (w *wakes) add(t stamps) {
+	w.process, w.running = append(w.process, t.process), append(w.running, t.running)
+	w.first, w.returned = append(w.first, t.first), append(w.returned, t.returned)
+	for _, step := range t.steps {
+		if w.steps[step.Name] == nil {
+			w.order = append(w.order, step.Name)
+		}
+		w.steps[step.Name] = append(w.steps[step.Name], float64(step.Nanos)/1e6)
+	}
+}
+
+// measureWake times t0 → t3 of a bare-metal guest of 128 MiB: request → first guest instruction that exits. In turns with it
+// goes a C program that makes the same calls.
+func measureWake(s settings, r *results) (err error) {
 	without := noCgroup()
 	d, err := putToSleep(s, bootMemory, without)
 	if err != nil {
 		return fmt.Errorf("put to sleep: %w", err)
 	}
 	f := files{vmm: s.ours.vmm, state: d.state, memory: d.memory, without: without}
-	var process, running, first, returned []float64
-	steps := map[string][]float64{}
-	var order []string
+	peer, err := startFloor(s, d)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, peer.stop()) }()
+	ours, theirs := wakes{steps: map[string][]float64{}}, wakes{}
 	for i := range s.wakes + 10 {
 		t, err := wakeOnce(f, bootMemory)
+		if err != nil {
+			return err
+		}
+		c, err := peer.wake()
 		if err != nil {
 			return err
 		}
 		if i < 10 {
 			continue
 		}
-		process, running = append(process, t.process), append(running, t.running)
-		first, returned = append(first, t.first), append(returned, t.returned)
-		for _, step := range t.steps {
-			if steps[step.Name] == nil {
-				order = append(order, step.Name)
-			}
-			steps[step.Name] = append(steps[step.Name], float64(step.Nanos)/1e6)
+		ours.add(t)
+		if peer != nil {
+			theirs.add(c)
 		}
 	}
-	where := here()
-	r.add("wake, fresh process: t0 → t1, process there", where, "ms", process, "", nil, nil)
-	r.add("wake, fresh process: t0 → t2, vCPUs running", where, "ms", running, "", nil, nil)
-	r.add("wake, fresh process: t0 → t3, first instruction", where, "ms", first, "", nil, &bar{value: 4})
-	for _, name := range order {
-		r.add("wake, fresh process: of it the VMM's "+name, where, "ms", steps[name], "", nil, nil)
-	}
-	r.add("wake, fresh process: t0 → t7, all returned", where, "ms", returned, "", nil, nil)
+	ours.report(r, theirs)
 	return nil
+}
+
+func (w *wakes) report(r *results, floor wakes) {
+	where, peer := here(), ""
+	if len(floor.first) > 0 {
+		peer = floorName
+	}
+	r.add("wake, fresh process: t0 → t1, process there", where, "ms", w.process, peer, floor.process, nil)
+	r.add("wake, fresh process: t0 → t2, vCPUs running", where, "ms", w.running, peer, floor.running, nil)
+	r.add("wake, fresh process: t0 → t3, first instruction", where, "ms", w.first, "", nil, &bar{value: 4})
+	if peer != "" {
+		r.add("wake, fresh process: t0 → t3, beside C", where, "ms", w.first, peer, floor.first, &bar{ratio: 1.5})
+	}
+	for _, name := range w.order {
+		r.add("wake, fresh process: of it the VMM's "+name, where, "ms", w.steps[name], "", nil, nil)
+	}
+	r.add("wake, fresh process: t0 → t7, all returned", where, "ms", w.returned, peer, floor.returned, nil)
 }

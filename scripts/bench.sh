@@ -11,6 +11,7 @@ step "packages" scripts/setup.sh
 step "build" make --no-print-directory build
 prepare
 step "bench" go build -o bin/bench ./bench
+step "floor" scripts/bench-floor.sh bin
 kernel=$(guest/kernel/build.sh)
 
 # an image with fio
