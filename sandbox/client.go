@@ -13,6 +13,7 @@ import (
 
 	"spore/agent"
 	"spore/internal/wire"
+	"spore/network/policy"
 )
 
 // ask sends one request to the supervisor and waits for the reply, however long it takes; ctx ends the wait.
@@ -134,6 +135,15 @@ func (sb *Sandbox) Save(ctx context.Context, dir string, live bool) (Saved, erro
 		return Saved{}, err
 	}
 	return *rep.Saved, nil
+}
+
+// Explain says what the running sandbox's network would do with a connection of the guest's to address.
+func (sb *Sandbox) Explain(ctx context.Context, address string) (policy.Explanation, error) {
+	rep, _, err := sb.ask(ctx, request{Verb: verbExplain, Address: address})
+	if err != nil || rep.Explanation == nil {
+		return policy.Explanation{}, err
+	}
+	return *rep.Explanation, nil
 }
 
 // At notes in the record of a running sandbox which snapshot it is at: the parent of the next.

@@ -74,6 +74,8 @@ type Config struct {
 	Root         RootDevice `json:"root_device"`
 	DebugConsole bool       `json:"debug_console,omitempty"`
 
+	Network *Network `json:"network,omitempty"` // nil: no network device at all
+
 	MemoryDisk bool `json:"memory_disk,omitempty"` // the writable layer is in memory only and ends with the sandbox: it was encrypted
 
 	Cold    bool     `json:"cold,omitempty"`    // boot, whatever templates there are, and leave none
@@ -128,6 +130,12 @@ var checks = []func(*Config) string{
 	},
 	func(c *Config) string {
 		return unless(!c.Cold || len(c.Prepare) == 0, "--cold and --prepare: what is prepared is a template, which --cold does without")
+	},
+	func(c *Config) string {
+		if c.Network == nil {
+			return ""
+		}
+		return c.Network.objection()
 	},
 	func(c *Config) string {
 		for _, e := range c.Env {

@@ -8,9 +8,12 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"spore/network"
 )
 
-// Host is what a supervisor uses of the machine it runs on. All fields but Log are needed.
+// Host is what a supervisor uses of the machine it runs on. All fields but Secrets and Log are needed; Net and Networks by
+// sandboxes with a network only.
 type Host struct {
 	VMM       string     // path of spore-vmm
 	Kernel    string     // path of the guest's vmlinux or bzImage
@@ -18,7 +21,12 @@ type Host struct {
 	Templates *Templates // nil for none: every guest boots
 	Pool      string     // directory of the pool of shells; "" for none
 	Disks     string     // directory that writable layers are in
-	Log       *slog.Logger
+	Net       string     // path of spore-net
+
+	Networks *network.Networks
+	Secrets  map[string]string // by name: those that were read from standard input
+
+	Log *slog.Logger
 }
 
 func (h Host) log() *slog.Logger {

@@ -102,27 +102,30 @@ func (j Jail) group() (*cgroup.Group, error) {
 	return g, err
 }
 
-// group is where the sandbox's cgroup is, or "" if it has none now.
-func (sb *Sandbox) group() string {
-	path, err := cgroup.Path(sb.Config.ID)
-	if err != nil {
-		return "" // then none was made either
+// groups are where the sandbox's cgroups are, its VMM's and its spore-net's: those that it has now.
+func (sb *Sandbox) groups() []string {
+	var there []string
+	for _, name := range []string{sb.Config.ID, sb.Config.ID + netSuffix} {
+		path, err := cgroup.Path(name)
+		if err != nil {
+			return nil // then none was made either
+		}
+		if _, err := os.Stat(path); err == nil {
+			there = append(there, path)
+		}
 	}
-	if _, err := os.Stat(path); err != nil {
-		return ""
-	}
-	return path
+	return there
 }
 
-// dropGroup removes the cgroup that a killed supervisor left behind. The caller holds the sandbox's lock.
-func (sb *Sandbox) dropGroup() error {
-	path := sb.group()
-	if path == "" {
-		return nil
-	}
+// dropGroups removes the cgroups that a killed supervisor left behind. The caller holds the sandbox's lock.
+func (sb *Sandbox) dropGroups() error {
 	ctx, cancel := context.WithTimeout(context.Background(), cgroupLimit)
 	defer cancel()
-	return cgroup.Remove(ctx, path)
+	var errs []error
+	for _, path := range sb.groups() {
+		errs = append(errs, cgroup.Remove(ctx, path))
+	}
+	return errors.Join(errs...)
 }
 
 // SweepGroups removes the cgroups below ours that no process is in, whichever store their sandboxes were of, and returns how

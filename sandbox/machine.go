@@ -47,9 +47,15 @@ type machine struct {
 	waiting map[uint64]chan api.Reply
 }
 
-// launch starts a VMM for cfg in its jail, whose guest boots, or wakes from a dormant machine. writable stays the caller's. It
+// resources are what a machine is given that the sandbox keeps.
+type resources struct {
+	writable *os.File    // layer
+	net      *connection // nil without a network
+}
+
+// launch starts a VMM for cfg in its jail, whose guest boots, or wakes from a dormant machine. It
 // returns as soon as the process runs; the guest may not yet.
-func launch(cfg Config, host Host, writable *os.File, from *snapshot.Dormant) (*machine, error) {
+func launch(cfg Config, host Host, own resources, from *snapshot.Dormant) (*machine, error) {
 	var undo cleanup.Stack
 	m := &machine{
 		log: host.log(), console: &tail{limit: consoleKept},
@@ -58,14 +64,14 @@ func launch(cfg Config, host Host, writable *os.File, from *snapshot.Dormant) (*
 	var fds files
 	defer fds.close() // the process has its own copies
 	sh := m.shell(cfg, host, from)
-	vmCfg, pipes, err := m.describe(cfg, host, writable, from, &fds, &undo)
+	vmCfg, pipes, err := m.describe(cfg, host, own, from, &fds, &undo)
 	switch {
 	case err != nil:
 	case sh != nil:
 		m.process = sh
 		err = wire.Write(&rights{sh.control, fds.list[1:]}, api.Request{Op: api.OpWake, Config: &vmCfg})
 	default:
-		err = m.spawn(cfg, host, writable, vmCfg, fds.list)
+		err = m.spawn(cfg, host, own.writable, vmCfg, fds.list)
 	}
 	if err != nil {
 		if sh != nil {
@@ -123,7 +129,7 @@ const writableID = "writable"
 type pipes struct{ console, log *os.File }
 
 // describe opens everything the VMM needs and says where it is.
-func (m *machine) describe(cfg Config, host Host, writable *os.File, from *snapshot.Dormant, fds *files, undo *cleanup.Stack) (api.Config, pipes, error) {
+func (m *machine) describe(cfg Config, host Host, own resources, from *snapshot.Dormant, fds *files, undo *cleanup.Stack) (api.Config, pipes, error) {
 	var p pipes
 	file := func(f *os.File) api.File { return api.File(fds.add(f)) }
 	out := api.Config{
@@ -164,11 +170,14 @@ func (m *machine) describe(cfg Config, host Host, writable *os.File, from *snaps
 	if err := describeDisks(cfg, &out, open); err != nil {
 		return out, p, err
 	}
-	theirs, err := duplicate(writable)
+	theirs, err := duplicate(own.writable)
 	if err != nil {
 		return out, p, fmt.Errorf("writable layer: %w", err)
 	}
 	out.Disks = append(out.Disks, api.Disk{ID: writableID, File: file(theirs)})
+	if out.Net, err = own.net.device(file); err != nil {
+		return out, p, err
+	}
 	if err := m.connect(&out, &p, file, undo); err != nil {
 		return out, p, err
 	}

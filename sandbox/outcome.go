@@ -46,6 +46,8 @@ type Outcome struct {
 	SysTime   time.Duration `json:"system_ns,omitempty"`
 	MaxRSS    int64         `json:"max_rss_bytes,omitempty"` // of the largest process
 
+	Denied uint64 `json:"denied,omitempty"` // connections and names that the egress rules denied
+
 	JailMissing []jailer.Layer `json:"jail_missing,omitempty"` // what the jail lacked on this host
 }
 

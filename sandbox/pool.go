@@ -40,7 +40,9 @@ func ClassOf(cfg Config) Class {
 }
 
 // fitsShell reports whether a sandbox's machine is one that shells are made for.
-func fitsShell(cfg Config) bool { return cfg.Root == RootBlock && !cfg.DebugConsole }
+func fitsShell(cfg Config) bool {
+	return cfg.Root == RootBlock && !cfg.DebugConsole && cfg.Network == nil
+}
 
 // shape is what a shell of the class is told: the machine that describe would make, without its files.
 func (c Class) shape(id string) api.Config {

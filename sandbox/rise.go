@@ -49,7 +49,7 @@ func (v *supervisor) launch(from *snapshot.Dormant, limit time.Duration) (contex
 	if err := v.openDisk(from); err != nil {
 		return nil, nil, err
 	}
-	m, err := launch(v.sb.Config, v.host, v.disk, from)
+	m, err := launch(v.sb.Config, v.host, resources{v.disk, v.connection()}, from)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -105,7 +105,7 @@ func (v *supervisor) learn() {
 
 // identify makes the guest this sandbox's and no other's, before any program runs in it.
 func (v *supervisor) identify(ctx context.Context, hostname string) error {
-	r := agent.Resumed{Hostname: hostname, Pids: v.sb.Config.Pids, Entropy: seed(), Now: time.Now().UnixNano()}
+	r := agent.Resumed{Hostname: hostname, Pids: v.sb.Config.Pids, Entropy: seed(), Now: time.Now().UnixNano(), Network: v.connection().told()}
 	return agent.Resume(ctx, v.machine.broker.Dial, r)
 }
 
@@ -162,7 +162,7 @@ func (v *supervisor) handshake(ctx context.Context, conn net.Conn, hostname stri
 	cfg := v.sb.Config
 	s := agent.Setup{
 		Hostname: hostname, Entropy: seed(), Now: time.Now().UnixNano(), Lower: "vda", Upper: "vdb",
-		ReadOnly: cfg.ReadOnly, Pids: cfg.Pids,
+		ReadOnly: cfg.ReadOnly, Pids: cfg.Pids, Network: v.connection().told(),
 	}
 	if cfg.Root == RootPmem {
 		s.Lower, s.Upper, s.DAX = "pmem0", "vda", true

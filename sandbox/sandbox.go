@@ -75,6 +75,11 @@ func (sb *Sandbox) alive() bool {
 	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
+// Alive reports whether the sandbox of that id has a supervisor.
+func (s *Store) Alive(id string) bool {
+	return idPattern.MatchString(id) && (&Sandbox{dir: filepath.Join(s.dir, id)}).alive()
+}
+
 // State reads where the sandbox is. A sandbox that claims to run but has lost its supervisor (kill -9, power
 // cut) is set right first: it has ended with host-error.
 func (sb *Sandbox) State() (State, error) {
@@ -93,6 +98,7 @@ func (sb *Sandbox) State() (State, error) {
 	st.move(Stopped)
 	st.Ended = time.Now().UTC()
 	st.Outcome = Outcome{Kind: HostError, ExitCode: CodeSpore, Detail: "its supervisor was killed", StartedAt: st.Started}
+	st.Network = nil
 	return st, errors.Join(sb.writeState(st), sb.dropWritable())
 }
 
@@ -161,7 +167,7 @@ func (sb *Sandbox) Remove() error {
 // removeHeld deletes the directory of a sandbox whose lock the caller holds. The record disappears in one
 // step, so a crash leaves either all of it or a directory that nobody lists.
 func (sb *Sandbox) removeHeld() error {
-	if err := sb.dropGroup(); err != nil {
+	if err := sb.dropGroups(); err != nil {
 		return fmt.Errorf("remove sandbox %s: %w", sb.Ref(), err)
 	}
 	gone := sb.dir + ".gone"
@@ -186,14 +192,14 @@ func (s *Store) sweepJails() error {
 	}
 	var errs []error
 	for _, sb := range all {
-		if sb.group() == "" {
+		if len(sb.groups()) == 0 {
 			continue // and its lock is not ours to touch: it may be starting
 		}
 		lock, err := sb.hold()
 		if err != nil {
 			continue // it runs, or is being removed
 		}
-		errs = append(errs, sb.dropGroup(), lock.Close())
+		errs = append(errs, sb.dropGroups(), lock.Close())
 	}
 	return errors.Join(errs...)
 }

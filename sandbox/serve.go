@@ -90,6 +90,8 @@ func (v *supervisor) do(r request) (rep reply, file *os.File, err error) {
 		err = v.resume()
 	case verbSave:
 		rep.Saved, err = v.saveTo(r.Dir, r.Live)
+	case verbExplain:
+		rep.Explanation, err = v.explainNetwork(r.Address)
 	case verbAt:
 		err = v.at(r.Snapshot)
 	default:
@@ -147,5 +149,12 @@ func (v *supervisor) counters() (map[string]map[string]uint64, error) {
 	ctx, cancel := context.WithTimeout(v.ctx, statsLimit)
 	defer cancel()
 	rep, err := v.machine.request(ctx, api.Request{Op: api.OpStats})
+	if err != nil {
+		return nil, err
+	}
+	net, err := v.netCounters(ctx)
+	if net != nil {
+		rep.Counters["network"] = net
+	}
 	return rep.Counters, err
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spore/network/policy"
 )
 
 // verb is what a client asks of a supervisor, on a unix socket in the sandbox's directory. The directory is
@@ -27,6 +29,8 @@ const (
 	verbResume verb = "resume" // go on
 	verbSave   verb = "save"   // save the running machine to request.Dir
 	verbAt     verb = "at"     // the sandbox is at request.Snapshot from now on
+
+	verbExplain verb = "explain" // what the network would do with request.Address
 )
 
 type request struct {
@@ -39,6 +43,7 @@ type request struct {
 	Live   bool          `json:"live,omitempty"` // copy memory while the guest runs
 
 	Snapshot string `json:"snapshot,omitempty"`
+	Address  string `json:"address,omitempty"`
 }
 
 type reply struct {
@@ -46,7 +51,10 @@ type reply struct {
 	Outcome  *Outcome                     `json:"outcome,omitempty"`
 	Counters map[string]map[string]uint64 `json:"counters,omitempty"`
 	Saved    *Saved                       `json:"saved,omitempty"`
-	File     bool                         `json:"file,omitempty"` // a descriptor follows, beside one byte
+
+	Explanation *policy.Explanation `json:"explanation,omitempty"`
+
+	File bool `json:"file,omitempty"` // a descriptor follows, beside one byte
 }
 
 // shortPath names a file in dir by a path that fits a socket address, however deep dir is. It is valid until

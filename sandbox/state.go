@@ -50,6 +50,8 @@ type State struct {
 	Snapshot   string    `json:"snapshot,omitempty"` // id of the snapshot that it was at last: the parent of the next
 	From       string    `json:"from,omitempty"`     // the dormant machine that it wakes from when it is started next
 	Main       uint64    `json:"main,omitempty"`     // number of the process there that is its command; 0 starts Config.Args
+
+	Network *Connected `json:"connected,omitempty"` // how it is connected; nil when it does not run, or has no network
 }
 
 // Step is one named part of starting up.

@@ -48,7 +48,7 @@ func (sb *Sandbox) Supervise(ctx context.Context, host Host, s Streams, ready fu
 	if st.Status != Created && st.Status != Stopped { // its last supervisor was killed
 		st.Status = Stopped
 	}
-	if err := sb.dropGroup(); err != nil {
+	if err := sb.dropGroups(); err != nil {
 		return Outcome{}, err
 	}
 	fresh, from, main := st.Status == Created, st.From, st.Main
@@ -96,7 +96,8 @@ type supervisor struct {
 	sb      *Sandbox
 	host    Host
 	stateMu sync.Mutex
-	state   State // Started never changes; the rest by note
+	state   State       // Started never changes; the rest by note
+	net     *connection // nil without a network; by connection and setConnection
 	streams Streams
 	clock   *timing.Clock
 	watch   *watch
@@ -133,14 +134,16 @@ func (v *supervisor) run(ready func()) (outcome Outcome) {
 			}
 		}
 	}()
+	defer v.takeDown(&outcome)
+	if err := v.connect(); err != nil {
+		return hostError(err)
+	}
 	if err := v.rise(); err != nil {
 		if v.machine == nil {
 			return hostError(err)
 		}
-		defer v.takeDown(&outcome)
 		return v.explain(err)
 	}
-	defer v.takeDown(&outcome)
 	go func() { // a machine that ends takes every wait with it
 		<-v.machine.done
 		v.cancel(errGone)
@@ -160,8 +163,12 @@ func (v *supervisor) run(ready func()) (outcome Outcome) {
 	return outcome
 }
 
-// takeDown ends the machine and keeps what is to be known of it.
+// takeDown ends the machine and keeps what is to be known of it, then its network.
 func (v *supervisor) takeDown(o *Outcome) {
+	defer v.hangUp(o)
+	if v.machine == nil {
+		return
+	}
 	v.machine.kill()
 	v.watch.at(v.machine.runs.Load(), func(s *Stamps) *int64 { return &s.Running })
 	v.watch.at(v.machine.end.First, func(s *Stamps) *int64 { return &s.Exit })
@@ -260,7 +267,7 @@ func (v *supervisor) record() error {
 func (v *supervisor) settle(o Outcome) error {
 	v.note(func(st *State) {
 		st.move(Stopped)
-		st.Ended, st.Outcome, st.VMM, st.Supervisor, st.Paused = time.Now().UTC(), o, 0, 0, false
+		st.Ended, st.Outcome, st.VMM, st.Supervisor, st.Paused, st.Network = time.Now().UTC(), o, 0, 0, false, nil
 	})
 	if err := v.record(); err != nil {
 		return err

@@ -46,6 +46,7 @@ type kind struct {
 	User                   User
 	Env                    []string
 	Dir                    string
+	Network                nicKind // what the guest's driver agreed on with the device
 }
 
 type fileIdentity struct {
@@ -59,6 +60,7 @@ func (t *Templates) key(cfg Config, host Host) (string, error) {
 		Version: templateVersion, ImageDigest: cfg.ImageDigest, Root: cfg.Root, ReadOnly: cfg.ReadOnly,
 		CPUs: cfg.CPUs, Memory: cfg.Memory, Disk: cfg.Disk, Cmdline: cmdline(cfg),
 	}
+	k.Network = nicKindOf(cfg.Network)
 	if len(cfg.Prepare) > 0 {
 		k.Prepare, k.User, k.Env, k.Dir = cfg.Prepare, cfg.User, cfg.Env, cfg.Dir
 	}

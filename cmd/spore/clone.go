@@ -35,7 +35,7 @@ func cloneAction(c *cli.Context) error {
 		return err
 	}
 	cfg := sb.Config
-	cfg.ID, cfg.Hostname, cfg.Name = "", "", c.Args().Get(1)
+	cfg.ID, cfg.Hostname, cfg.Name, cfg.Network = "", "", c.Args().Get(1), cfg.Network.Copied()
 	var copied *sandbox.Sandbox
 	err = sb.Standing(func(disk *os.File) error {
 		copied, err = store.Create(cfg, sandbox.Origin{Writable: func(path string) error { return copyDisk(c, path, disk, cfg.Disk) }})

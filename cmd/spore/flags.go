@@ -16,7 +16,7 @@ import (
 
 // sandboxFlags are what run and create share.
 func sandboxFlags() []cli.Flag {
-	return []cli.Flag{
+	return append([]cli.Flag{
 		&cli.StringFlag{Name: "name", Usage: "give the sandbox a name; a named sandbox keeps what it wrote"},
 		&cli.BoolFlag{Name: "interactive", Aliases: []string{"i"}, Usage: "keep standard input open"},
 		&cli.BoolFlag{Name: "tty", Aliases: []string{"t"}, Usage: "give the command a terminal"},
@@ -43,7 +43,7 @@ func sandboxFlags() []cli.Flag {
 		&cli.StringFlag{Name: "prepare", Usage: "run the shell command `CMD` in the template before it is taken; what it leaves in memory is there when the sandbox starts"},
 		withoutFlag(),
 		&cli.BoolFlag{Name: "debug-console", Usage: "add a serial port to the guest and log its console"},
-	}
+	}, networkFlags()...)
 }
 
 func withoutFlag() cli.Flag {
@@ -94,6 +94,10 @@ func sandboxConfig(c *cli.Context, image rootfs.Image, args []string) (sandbox.C
 	if cfg.Env, err = environment(c, image, cfg.TTY); err != nil {
 		return cfg, err
 	}
+	if cfg.Network, err = networkOf(c); err != nil {
+		return cfg, err
+	}
+	cfg.Env = mergeEnv(cfg.Env, cfg.Network.Placeholders())
 	cfg.Args = command(c, image, args)
 	if prepare := c.String("prepare"); prepare != "" {
 		cfg.Prepare = []string{"/bin/sh", "-c", prepare}

@@ -88,7 +88,7 @@ func forks(c *cli.Context, parent *sandbox.Sandbox, host sandbox.Host, from *sna
 	slots := make(chan struct{}, forksAtOnce)
 	for i := range n {
 		cfg := parent.Config
-		cfg.ID, cfg.Hostname, cfg.Name = "", "", ""
+		cfg.ID, cfg.Hostname, cfg.Name, cfg.Network = "", "", "", cfg.Network.Copied()
 		if name != "" {
 			cfg.Name = fmt.Sprintf("%s-%d", name, i+1)
 			if n == 1 && c.IsSet("name") {

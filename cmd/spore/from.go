@@ -68,6 +68,31 @@ var notFrom = []string{
 	"env", "env-file", "workdir", "user", "entrypoint", "cpus", "memory", "disk", "pids", "read-only", "root-device", "pull", "prepare", "debug-console",
 }
 
+// networkFrom is the network of a sandbox that wakes from a snapshot with that one. What it may reach was said by whoever took the
+// snapshot; if that was not this installation, it is for the user here to say (SNAP-08).
+func networkFrom(c *cli.Context, store *snapshot.Store, m *snapshot.Manifest, had *sandbox.Network) (*sandbox.Network, error) {
+	asked := false
+	for _, f := range networkFlags() {
+		asked = asked || c.IsSet(f.Names()[0])
+	}
+	if asked {
+		n, err := networkOf(c)
+		if err != nil {
+			return nil, err
+		}
+		if n.SameDevice(had) {
+			n.KeepPlaceholders(had)
+			return n, nil
+		}
+		return nil, usagef(c, "--network %s does not go with this snapshot: its guest was on %s, and has the network device for that", c.String("network"), had)
+	}
+	own, err := store.Keys().Public()
+	if err != nil || had == nil || m.Signer == own {
+		return had, err
+	}
+	return nil, usagef(c, "the snapshot comes from another installation, and its guest was on network %s: say what it may reach here, with --network %s and --allow", had, had)
+}
+
 // createFrom makes the sandbox of run --from: what the snapshot was taken of, under the flags that make sense for it.
 func createFrom(c *cli.Context, args []string) (_ *sandbox.Sandbox, discard func() error, err error) {
 	for _, name := range notFrom {
@@ -95,6 +120,10 @@ func createFrom(c *cli.Context, args []string) (_ *sandbox.Sandbox, discard func
 	cfg, main := w.cfg, w.from.Spec.Main
 	cfg.Hostname, cfg.Name = c.String("hostname"), c.String("name")
 	cfg.AutoRemove, cfg.Stdin, cfg.Prepare, cfg.Cold = c.Bool("rm"), c.Bool("interactive"), nil, false
+	if cfg.Network, err = networkFrom(c, store, m, cfg.Network); err != nil {
+		return nil, nil, err
+	}
+	cfg.Env = mergeEnv(cfg.Env, cfg.Network.Placeholders())
 	if c.IsSet("timeout") {
 		cfg.Timeout = c.Duration("timeout")
 	}

@@ -93,13 +93,13 @@ func matches(r listed, filters []string) bool {
 
 func printTable(w io.Writer, rows []listed) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, "ID\tNAME\tIMAGE\tCOMMAND\tCREATED\tSTATUS")
+	fmt.Fprintln(t, "ID\tNAME\tIMAGE\tCOMMAND\tCREATED\tSTATUS\tPORTS")
 	for _, r := range rows {
 		words := shellWords(r.Args)
 		if len(words) > 30 {
 			words = words[:29] + "…"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, printable(r.Name), printable(r.Image), printable(words), since(r.Created), statusLine(r.State))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, printable(r.Name), printable(r.Image), printable(words), since(r.Created), statusLine(r.State), ports(r.State))
 	}
 	return t.Flush()
 }
@@ -115,6 +115,18 @@ func statusLine(st sandbox.State) string {
 		return "running, started " + since(st.Started)
 	}
 	return string(st.Status)
+}
+
+// ports are those that are published, as docker ps has them.
+func ports(st sandbox.State) string {
+	if st.Network == nil {
+		return ""
+	}
+	var all []string
+	for _, p := range st.Network.Ports {
+		all = append(all, fmt.Sprintf("%s->%d/%s", p.Host, p.Guest, p.Protocol))
+	}
+	return strings.Join(all, ", ")
 }
 
 // printable replaces what a terminal would act on.
@@ -162,7 +174,12 @@ func openSandboxes(c *cli.Context) (*sandbox.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return store, errors.Join(store.Sweep(), openTemplates(c).Sweep(), sandbox.SweepShells(poolDir(c)), snapshot.SweepVolatile(volatileDirs()...))
+	networks, err := openNetworks(c)
+	if err != nil {
+		return nil, err
+	}
+	_, err = networks.Sweep(c.Context, store.Alive)
+	return store, errors.Join(err, store.Sweep(), openTemplates(c).Sweep(), sandbox.SweepShells(poolDir(c)), snapshot.SweepVolatile(volatileDirs()...))
 }
 
 // findAll resolves every argument, at least one.

@@ -158,8 +158,12 @@ func sandboxHost(c *cli.Context) (sandbox.Host, error) {
 	if err != nil {
 		return sandbox.Host{}, err
 	}
+	networks, err := openNetworks(c)
+	if err != nil {
+		return sandbox.Host{}, err
+	}
 	return sandbox.Host{VMM: beside("spore-vmm"), Kernel: kernel, Initramfs: beside("initramfs.cpio"), Templates: openTemplates(c),
-		Pool: poolDir(c), Disks: filepath.Join(stateDir(c), "sandboxes"), Log: logger(c),
+		Pool: poolDir(c), Disks: filepath.Join(stateDir(c), "sandboxes"), Net: beside("spore-net"), Networks: networks, Log: logger(c),
 	}, nil
 }
 
@@ -178,6 +182,9 @@ func runAction(c *cli.Context) error {
 	defer discard()
 	if c.Bool("detach") {
 		return detach(c, sb, host)
+	}
+	if host.Secrets, err = secretsFromStdin(sb.Config.Network, os.Stdin); err != nil {
+		return errors.Join(err, sb.Remove())
 	}
 	return foreground(c, sb, host)
 }
