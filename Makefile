@@ -11,10 +11,18 @@ SOURCES := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './bin/
 
 .PHONY: build setup kernel image run test check bench fuzz testbed lint generate clean help
 
-build: bin/spore bin/spore-vmm bin/spore-probe bin/spore-agent bin/spore-hostinit bin/initramfs.cpio ## build the binaries into bin/
+CNI := bin/cni/bridge bin/cni/host-local
+
+build: $(CNI) bin/spore bin/spore-vmm bin/spore-probe bin/spore-agent bin/spore-hostinit bin/initramfs.cpio ## build the binaries into bin/
 
 bin/spore bin/spore-vmm bin/spore-probe bin/spore-agent bin/spore-hostinit: $(SOURCES)
 	go build -ldflags '-s -w' -o $@ ./cmd/$(@F)
+
+# The plugins are other people's programs, at the version that tools/cni pins.
+bin/cni/bridge: plugin := main/bridge
+bin/cni/host-local: plugin := ipam/host-local
+$(CNI): tools/cni/go.mod tools/cni/go.sum
+	cd tools/cni && go build -ldflags '-s -w' -o $(CURDIR)/$@ github.com/containernetworking/plugins/plugins/$(plugin)
 
 bin/initramfs.cpio: bin/spore-agent
 	go run ./guest/initramfs/mkinitramfs -agent bin/spore-agent -o $@

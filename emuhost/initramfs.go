@@ -22,7 +22,7 @@ var bootModules = [...]string{
 	"loop", "ext4", "erofs", "fuse", "squashfs", "dm-mod",
 	"tun", "tap", "bridge", "veth", "macvlan", "af_packet", "unix_diag", "inet_diag", "tcp_diag",
 	"nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_chain_nat", "nft_reject_inet", "nft_limit", "nft_compat",
-	"nft_fib_inet", "nft_counter", "nft_log", "nf_conntrack", "nf_nat", "nf_dup_netdev", "nft_fwd_netdev", "nft_reject_netdev",
+	"nft_fib_inet", "nft_counter", "nft_log", "nft_objref", "nft_fwd_netdev", "nf_conntrack_netlink", "nf_conntrack", "nf_nat", "nf_dup_netdev", "nft_fwd_netdev", "nft_reject_netdev",
 	"xt_MASQUERADE", "xt_conntrack", "xt_comment", "xt_addrtype", "xt_mark", "xt_multiport",
 	"sch_ingress", "cls_u32", "act_mirred", "sch_tbf",
 	"vsock", "vhost_net", "vhost_vsock", "vsock_loopback", "vsock_diag",

@@ -1,7 +1,7 @@
 package network
 
 import (
-	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -17,20 +17,22 @@ type Request struct {
 
 // Attachment is one sandbox's place on a network. It lasts until Detach, however this process ends.
 type Attachment struct {
-	ID        string           `json:"id"`                // 12 hexadecimal digits of its own: what CNI calls the container
-	Sandbox   string           `json:"sandbox,omitempty"` // whose it is
-	Choice    Choice           `json:"choice"`
-	Mediated  bool             `json:"mediated,omitempty"`
-	NetNS     string           `json:"netns,omitempty"` // path of the network namespace; "" rootless: the caller's own then
-	Tap       *os.File         `json:"-"`               // frames behind a virtio_net_hdr of 12 bytes; nil when mediated. The caller closes it
-	Offload   bool             `json:"offload"`         // Tap takes and gives checksums left out, and segments of up to 64 KiB
-	MAC       net.HardwareAddr `json:"mac"`             // that the guest must have; when mediated, that of the namespace's eth0
-	MTU       int              `json:"mtu"`             // bytes
-	Addresses []netip.Prefix   `json:"addresses"`       // that the guest must have, each with its subnet; when mediated, those of the namespace
-	Gateways  []netip.Addr     `json:"gateways,omitempty"`
-	Routes    []Route          `json:"routes,omitempty"` // all of them, those by way of a gateway too
-	DNS       []netip.Addr     `json:"dns,omitempty"`    // nameservers that can be reached from there
-	Search    []string         `json:"search,omitempty"` // domains to look names up in
+	ID        string         `json:"id"`                // 12 hexadecimal digits: what CNI calls the container. The sandbox's, unless it comes from a pool
+	Sandbox   string         `json:"sandbox,omitempty"` // whose it is
+	Choice    Choice         `json:"choice"`
+	Mediated  bool           `json:"mediated,omitempty"`
+	NetNS     string         `json:"netns,omitempty"`     // path of the network namespace; "" rootless: the caller's own then
+	Tap       *os.File       `json:"-"`                   // frames behind a virtio_net_hdr of 12 bytes; nil when mediated. The caller closes it
+	Offload   bool           `json:"offload"`             // Tap takes and gives checksums left out, and segments of up to 64 KiB
+	MAC       MAC            `json:"mac,omitempty"`       // that the guest must have; when mediated, that of the namespace's eth0
+	MTU       int            `json:"mtu,omitempty"`       // bytes
+	Addresses []netip.Prefix `json:"addresses,omitempty"` // that the guest must have, each with its subnet; when mediated, those of the namespace
+	Gateways  []netip.Addr   `json:"gateways,omitempty"`
+	Routes    []Route        `json:"routes,omitempty"` // all of them, those by way of a gateway too
+	DNS       []netip.Addr   `json:"dns,omitempty"`    // nameservers that can be reached from there
+	Search    []string       `json:"search,omitempty"` // domains to look names up in
+
+	lock *os.File // of one that is prepared
 }
 
 // Route is one route of an attachment.
@@ -39,23 +41,8 @@ type Route struct {
 	Gateway     netip.Addr   `json:"gateway,omitzero"` // none: it is on the link
 }
 
-// Attach gives a sandbox its place on a network: a namespace with what CNI puts in it and, unless it is mediated, a tap that
-// is joined to that behind a filter. The network is made if it is one that may be and is not there. Nothing is left when it fails.
-func (n *Networks) Attach(ctx context.Context, r Request) (*Attachment, error) {
-	return nil, errNotRoot
-}
-
-// Detach takes back every place that a sandbox has, from the records alone. One that has none is no error.
-func (n *Networks) Detach(ctx context.Context, sandbox string) error { return nil }
-
-// Sweep finishes or undoes what processes that were killed have left: half-made and half-removed attachments, those whose
-// sandbox no longer lives, namespaces, bridges, rules and addresses. It returns how many attachments it removed. live is
-// asked for the id of a sandbox.
-func (n *Networks) Sweep(ctx context.Context, live func(sandbox string) bool) (int, error) {
-	return 0, nil
-}
-
-// Counters are the figures of a switched attachment since it was made. Those of a mediated one are spore-net's.
+// Counters are the figures of a switched attachment since it was made. Those of a mediated one are spore-net's. A segmented frame counts as
+// one, with all its bytes.
 type Counters struct {
 	FromGuest Traffic `json:"from_guest"`
 	ToGuest   Traffic `json:"to_guest"`
@@ -70,14 +57,24 @@ type Traffic struct {
 	Bytes   uint64 `json:"bytes"`
 }
 
-// Counters returns the figures of a sandbox's switched attachment.
-func (n *Networks) Counters(sandbox string) (Counters, error) { return Counters{}, errNotRoot }
+// MAC is the address of an Ethernet interface, six octets; nil is none. Its text is six octets in hexadecimal with colons between them.
+type MAC net.HardwareAddr
 
-// Prepare makes an attachment for a pool: see Attacher.
-func (n *Networks) Prepare(ctx context.Context, c Class) (*Attachment, error) { return nil, errNotRoot }
+func (m MAC) String() string { return net.HardwareAddr(m).String() }
 
-// Bind gives a prepared attachment to a sandbox: see Attacher.
-func (n *Networks) Bind(a *Attachment, sandbox string) error { return errNotRoot }
+// MarshalText writes the address as String does.
+func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
 
-// Discard removes a prepared attachment: see Attacher.
-func (n *Networks) Discard(ctx context.Context, a *Attachment) error { return nil }
+// UnmarshalText reads what MarshalText writes.
+func (m *MAC) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*m = nil
+		return nil
+	}
+	a, err := net.ParseMAC(string(text))
+	if err == nil && len(a) != 6 {
+		err = fmt.Errorf("%q is no Ethernet address", text)
+	}
+	*m = MAC(a)
+	return err
+}
