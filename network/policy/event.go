@@ -1,8 +1,9 @@
 package policy
 
 import (
-	"io"
+	"encoding/json"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -25,15 +26,71 @@ type Event struct {
 	Count uint64
 }
 
-// Audit writes events as lines of JSON, so many a second and no more: alike denials are coalesced, and what is too much is
-// counted. It is safe for use by several goroutines.
-type Audit struct{}
+// The longest texts of a line, in bytes before JSON's own escapes.
+const (
+	maxEventName   = 255
+	maxEventReason = 512
+)
 
-// NewAudit returns an Audit that writes to w, each line with one call. clock is time.Now but for tests.
-func NewAudit(w io.Writer, sandbox string, clock func() time.Time) *Audit { return &Audit{} }
+// line is an event in the order of its fields in JSON, which is part of the format.
+type line struct {
+	Time        string   `json:"time"`
+	Sandbox     string   `json:"sandbox"`
+	Action      Action   `json:"action"`
+	Protocol    Protocol `json:"protocol"`
+	Destination string   `json:"destination,omitempty"`
+	Name        string   `json:"name,omitempty"`
+	Rule        string   `json:"rule"`
+	Reason      string   `json:"reason,omitempty"`
+	Sent        uint64   `json:"sent"`
+	Received    uint64   `json:"received"`
+	Duration    int64    `json:"duration_ms"`
+	Count       uint64   `json:"count"`
+}
 
-// Record writes e or counts it. An empty Time is now, and an empty Sandbox that of the Audit.
-func (a *Audit) Record(e Event) {}
+// MarshalJSON writes the event as one object, its fields always in the same order. Whatever the guest had a hand in is plain ASCII
+// without control characters, so that no line ends early and no terminal obeys it.
+func (e Event) MarshalJSON() ([]byte, error) {
+	l := line{
+		Time: e.Time.UTC().Format("2006-01-02T15:04:05.000Z"), Sandbox: printable(e.Sandbox, maxEventName), Action: e.Action, Protocol: e.Protocol,
+		Name: printable(e.Name, maxEventName), Rule: printable(e.Rule, maxEventReason), Reason: printable(e.Reason, maxEventReason),
+		Sent: e.Sent, Received: e.Received, Duration: e.Duration.Milliseconds(), Count: max(e.Count, 1),
+	}
+	switch {
+	case !e.Destination.IsValid():
+	case e.Destination.Port() == 0:
+		l.Destination = e.Destination.Addr().WithZone("").String()
+	default:
+		l.Destination = netip.AddrPortFrom(e.Destination.Addr().WithZone(""), e.Destination.Port()).String()
+	}
+	return json.Marshal(l)
+}
 
-// Flush writes the lines whose time has come: its owner calls it about once a second, and with all at the end.
-func (a *Audit) Flush(all bool) error { return nil }
+// printable is s with every byte that is not printable ASCII, and the backslash, as \xNN, cut to at most limit bytes of s.
+func printable(s string, limit int) string {
+	const hex = "0123456789abcdef"
+	cut := len(s) > limit
+	if cut {
+		s = s[:limit]
+	}
+	plain := func(c byte) bool { return c >= ' ' && c < 0x7f && c != '\\' }
+	clean := !cut
+	for i := range len(s) {
+		clean = clean && plain(s[i])
+	}
+	if clean {
+		return s
+	}
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; plain(c) {
+			b.WriteByte(c)
+		} else {
+			b.WriteString(`\x` + string([]byte{hex[c>>4], hex[c&15]}))
+		}
+	}
+	if cut {
+		b.WriteString("...")
+	}
+	return b.String()
+}
