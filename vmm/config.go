@@ -40,6 +40,14 @@ func check(cfg *api.Config, env Env) error {
 	if cfg.Wait {
 		return nil // what its files are comes later
 	}
+	if n := cfg.Net; n != nil {
+		switch {
+		case !n.MAC.Individual():
+			return fmt.Errorf("%w: network address %s is no interface's", ErrConfig, n.MAC)
+		case n.MTU != 0 && n.MTU < api.MinMTU:
+			return fmt.Errorf("%w: an MTU of %d bytes, want %d to %d", ErrConfig, n.MTU, api.MinMTU, api.MaxMTU)
+		}
+	}
 	return checkFiles(cfg, env)
 }
 
@@ -67,6 +75,9 @@ func checkFiles(cfg *api.Config, env Env) error {
 	}
 	if cfg.Vsock != nil {
 		needed["vsock broker"] = cfg.Vsock.Broker
+	}
+	if cfg.Net != nil {
+		needed["network"] = cfg.Net.File
 	}
 	for what, f := range needed {
 		if f < 0 {

@@ -13,7 +13,9 @@ import (
 	"spore/virtio/block"
 	"spore/virtio/console"
 	"spore/virtio/mmio"
+	"spore/virtio/net"
 	"spore/virtio/pmem"
+	"spore/virtio/rate"
 	"spore/virtio/rng"
 	"spore/virtio/vsock"
 	"spore/vmm/api"
@@ -25,7 +27,7 @@ func (m *Machine) makeDevices(env Env) error {
 	if err := m.addPower(); err != nil {
 		return err
 	}
-	for _, add := range []func(Env) error{m.addDisks, m.addPmem, m.addVsock, m.addConsole, m.addRNG, m.addBalloon} {
+	for _, add := range []func(Env) error{m.addDisks, m.addPmem, m.addVsock, m.addConsole, m.addRNG, m.addBalloon, m.addNet} {
 		if err := add(env); err != nil {
 			return err
 		}
@@ -59,6 +61,9 @@ func lines(cfg *api.Config) []line {
 	}
 	if cfg.Balloon {
 		all = append(all, line{"balloon", 5})
+	}
+	if cfg.Net != nil {
+		all = append(all, line{"net", 2})
 	}
 	return all
 }
@@ -106,7 +111,7 @@ func (m *Machine) addDisks(env Env) error {
 			log := block.NewWriteLog(image)
 			backend, m.written[c.ID] = log, log
 		}
-		model, err := block.New(block.Config{Backend: backend, ID: c.ID, ReadOnly: c.ReadOnly, Rate: block.Rate(c.Rate)})
+		model, err := block.New(block.Config{Backend: backend, ID: c.ID, ReadOnly: c.ReadOnly, Rate: rate.Rate(c.Rate)})
 		if err != nil {
 			return fmt.Errorf("disk %d: %w", i, err)
 		}
@@ -195,6 +200,21 @@ func (m *Machine) addBalloon(Env) error {
 	}
 	m.balloon = model
 	return m.add("balloon", model)
+}
+
+func (m *Machine) addNet(env Env) error {
+	c := m.cfg.Net
+	if c == nil {
+		return nil
+	}
+	model, err := net.New(net.Config{
+		File: env.Files[c.File], MAC: c.MAC, MTU: c.MTU, Offload: c.Offload, In: rate.Rate(c.RateIn), Out: rate.Rate(c.RateOut),
+	})
+	if err != nil {
+		return err
+	}
+	m.net = model
+	return m.add("net", model)
 }
 
 // SetBalloon asks the guest to make the balloon that many bytes big. It does not wait for it.

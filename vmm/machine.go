@@ -17,6 +17,7 @@ import (
 	"spore/kvm"
 	"spore/virtio/balloon"
 	"spore/virtio/block"
+	"spore/virtio/net"
 	"spore/vmm/api"
 	"spore/vmm/boot"
 	"spore/vmm/snapshot"
@@ -60,6 +61,7 @@ type Machine struct {
 
 	written   map[string]*block.WriteLog // of writable disks, by their ID
 	balloon   *balloon.Device            // nil without one
+	net       *net.Device                // likewise
 	serialIRQ *os.File                   // nil without a UART
 	filled    pageSet                    // blocks of memory that the snapshot has, in the order of its file
 	changed   []pageSet                  // by region of RAM, a bit for each page that is not the snapshot's any more; nil for a machine that was booted
@@ -326,6 +328,9 @@ func (m *Machine) release() error {
 	for _, d := range m.devs {
 		errs = append(errs, d.close())
 	}
+	if m.net != nil { // or its other side would not see the end of it
+		errs = append(errs, m.net.Close())
+	}
 	if m.serialIRQ != nil {
 		errs = append(errs, m.serialIRQ.Close())
 	}
@@ -338,6 +343,6 @@ func (m *Machine) release() error {
 	if m.ram != nil {
 		errs = append(errs, m.ram.close())
 	}
-	m.devs, m.cpus, m.serialIRQ, m.vm, m.ram = nil, nil, nil, nil, nil
+	m.devs, m.cpus, m.net, m.serialIRQ, m.vm, m.ram = nil, nil, nil, nil, nil, nil
 	return errors.Join(errs...)
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"spore/virtio"
+	"spore/virtio/rate"
 )
 
 // Feature bits, virtio 1.2 §5.2.3.
@@ -37,11 +38,11 @@ const (
 // Config is what a Device is made of.
 type Config struct {
 	Backend  Backend
-	ID       string // serial number the guest sees, at most MaxIDLen bytes
-	ReadOnly bool   // writes, discards and write-zeroes are refused; the Backend should refuse them too
-	Rate     Rate   // the zero value is no bound
-	Clock    Clock  // for Rate; nil is the machine's
-	Queues   int    // request queues, at most 16; 0 means 1
+	ID       string     // serial number the guest sees, at most MaxIDLen bytes
+	ReadOnly bool       // writes, discards and write-zeroes are refused; the Backend should refuse them too
+	Rate     rate.Rate  // of requests; the zero value is no bound
+	Clock    rate.Clock // for Rate; nil is the machine's
+	Queues   int        // request queues, at most 16; 0 means 1
 }
 
 // Device is a virtio block device. It implements virtio.Device.
@@ -53,27 +54,27 @@ type Device struct {
 	features uint64
 	config   [configSize]byte
 	queues   int
-	limit    *limiter // nil: no bound
-	clock    Clock
+	limit    *rate.Limiter // nil: no bound
+	clock    rate.Clock
 	counters counters
 }
 
 // New makes a Device. The capacity is the Backend's size in whole sectors of 512 bytes; a rest is not reachable.
 func New(cfg Config) (*Device, error) {
-	switch r := cfg.Rate; {
+	switch {
 	case cfg.Backend == nil:
 		return nil, fmt.Errorf("make block device: no backend")
 	case len(cfg.ID) > MaxIDLen:
 		return nil, fmt.Errorf("make block device: id of %d bytes, at most %d", len(cfg.ID), MaxIDLen)
 	case cfg.Queues < 0 || cfg.Queues > maxQueues:
 		return nil, fmt.Errorf("make block device: %d queues, at most %d", cfg.Queues, maxQueues)
-	case r.BytesPerSecond < 0 || r.BytesBurst < 0 || r.OpsPerSecond < 0 || r.OpsBurst < 0:
+	case !cfg.Rate.Valid():
 		return nil, fmt.Errorf("make block device: negative rate")
 	case cfg.Backend.Size() < 0:
 		return nil, fmt.Errorf("make block device: size %d", cfg.Backend.Size())
 	}
 	if cfg.Clock == nil {
-		cfg.Clock = systemClock{}
+		cfg.Clock = rate.System{}
 	}
 	d := &Device{
 		backend:  cfg.Backend,
@@ -81,7 +82,7 @@ func New(cfg Config) (*Device, error) {
 		sectors:  uint64(cfg.Backend.Size()) / sectorSize,
 		features: featureSegMax | featureBlkSize | featureFlush,
 		queues:   max(cfg.Queues, 1),
-		limit:    newLimiter(cfg.Rate, cfg.Clock),
+		limit:    rate.NewLimiter(cfg.Rate, cfg.Clock),
 		clock:    cfg.Clock,
 	}
 	copy(d.id[:], cfg.ID)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"spore/virtio/queue"
+	"spore/virtio/rate"
 )
 
 const allFeatures = featureFlush | featureDiscard | featureWriteZeroes
@@ -267,7 +268,7 @@ func TestState(t *testing.T) {
 		"no backend":    {},
 		"long id":       {Backend: b, ID: strings.Repeat("x", MaxIDLen+1)},
 		"queues":        {Backend: b, Queues: 17},
-		"negative rate": {Backend: b, Rate: Rate{OpsPerSecond: -1}},
+		"negative rate": {Backend: b, Rate: rate.Rate{OpsPerSecond: -1}},
 	} {
 		if _, err := New(cfg); err == nil {
 			t.Errorf("%s: accepted", name)

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"spore/virtio/block"
+	"spore/virtio/rate"
 )
 
 // A disk of 1 MiB whose guest may do 100 requests in a second.
@@ -24,7 +25,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	disk, err := block.New(block.Config{Backend: image, ID: "root", Rate: block.Rate{OpsPerSecond: 100}})
+	disk, err := block.New(block.Config{Backend: image, ID: "root", Rate: rate.Rate{OpsPerSecond: 100}})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"spore/virtio"
 	"spore/virtio/queue"
+	"spore/virtio/rate"
 )
 
 const (
@@ -128,9 +129,9 @@ func (s *server) drain(ctx context.Context) bool {
 }
 
 // throttle waits for the rate limit before a chain is taken. It returns false when ctx ends first.
-func (s *server) throttle(ctx context.Context, l *limiter) bool {
+func (s *server) throttle(ctx context.Context, l *rate.Limiter) bool {
 	for {
-		wait := l.delay()
+		wait := l.Delay()
 		if wait == 0 {
 			return true
 		}
@@ -181,7 +182,7 @@ func (s *server) next() (r *request, empty, ok bool) {
 // handle executes r here if that needs no waiting, and lets a worker do it otherwise.
 func (s *server) handle(r *request) {
 	if s.d.limit != nil {
-		s.d.limit.take(r.left)
+		s.d.limit.Take(r.left)
 	}
 	n := r.left
 	if !s.slow(r) && !(n >= shareBytes && s.more()) {

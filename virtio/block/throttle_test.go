@@ -5,12 +5,24 @@ import (
 	"time"
 
 	"spore/virtio/block/blocktest"
+	"spore/virtio/rate"
 )
+
+// fakeClock is a Clock that a test moves; waiting moves it too.
+type fakeClock struct{ now time.Time }
+
+func (c *fakeClock) Now() time.Time { return c.now }
+func (c *fakeClock) After(d time.Duration) <-chan time.Time {
+	c.now = c.now.Add(d)
+	ch := make(chan time.Time, 1)
+	ch <- c.now
+	return ch
+}
 
 func TestThrottledInOrder(t *testing.T) {
 	disk := &blocktest.Disk{Data: sectors(testSectors)}
 	clock := &fakeClock{now: time.Unix(1000, 0)}
-	d := newDevice(t, Config{Backend: disk, Clock: clock, Rate: Rate{OpsPerSecond: 1, OpsBurst: 1}})
+	d := newDevice(t, Config{Backend: disk, Clock: clock, Rate: rate.Rate{OpsPerSecond: 1, OpsBurst: 1}})
 	r := newRing(t)
 	stop := r.run(d, allFeatures, nil)
 	for i := range slots {
@@ -41,7 +53,7 @@ func (c stuckClock) After(time.Duration) <-chan time.Time {
 func TestThrottledPause(t *testing.T) {
 	disk := &blocktest.Disk{Data: sectors(testSectors)}
 	clock := stuckClock{make(chan struct{})}
-	d := newDevice(t, Config{Backend: disk, Clock: clock, Rate: Rate{OpsPerSecond: 1, OpsBurst: 3}})
+	d := newDevice(t, Config{Backend: disk, Clock: clock, Rate: rate.Rate{OpsPerSecond: 1, OpsBurst: 3}})
 	r := newRing(t)
 	stop := r.run(d, allFeatures, nil)
 	for i := range slots {

@@ -23,6 +23,7 @@ type Chain struct {
 
 	readable, writable uint64 // sums of the lengths
 	places             []span // of Writable
+	at                 uint16 // index of its entry in the available ring
 	read               cursor
 	write              cursor
 }

@@ -142,7 +142,8 @@ func (q *Queue) Pop() (*Chain, error) {
 		if pending > q.state.Size {
 			return nil, fmt.Errorf("%w: %d entries available in a ring of %d", ErrRing, pending, q.state.Size)
 		}
-		slot := q.state.NextAvail & (q.state.Size - 1)
+		at := q.state.NextAvail
+		slot := at & (q.state.Size - 1)
 		head := must(q.mem.LoadUint16(q.state.Avail + ringHeader + availSize*guestmem.GPA(slot)))
 		q.state.NextAvail++
 		if head >= q.state.Size {
@@ -152,12 +153,12 @@ func (q *Queue) Pop() (*Chain, error) {
 			// Two requests under one head could complete into each other's buffers (Q-07, CVE-2026-45782).
 			return nil, fmt.Errorf("%w: descriptor %d is already in flight", ErrRing, head)
 		}
-		return q.take(head)
+		return q.take(head, at)
 	}
 }
 
-// take walks the chain at head.
-func (q *Queue) take(head uint16) (*Chain, error) {
+// take walks the chain at head, whose entry in the available ring is that of index at.
+func (q *Queue) take(head, at uint16) (*Chain, error) {
 	var c *Chain
 	if n := len(q.chains); n > 0 {
 		c, q.chains = q.chains[n-1], q.chains[:n-1]
@@ -166,16 +167,52 @@ func (q *Queue) take(head uint16) (*Chain, error) {
 	}
 	q.inFlight[head], q.used[head] = true, c
 	c.reset(head)
+	c.at = at
 	if !q.walk(c, q.state.Desc, q.state.Size, head, false) {
 		c.reset(head)
+		c.at = at
 		return c, ErrChain
 	}
 	return c, nil
 }
 
+// Return undoes the Pop of c, the last of all that were popped and not returned: it is available again, as if it had never been
+// taken, and must not be used any more. For a device that stops with buffers that it has not filled.
+func (q *Queue) Return(c *Chain) {
+	if next := c.at + 1; q.used[c.Head] != c || next != q.state.NextAvail && !q.passedOver(next) {
+		panic("bug: a chain returned that was not the last")
+	}
+	for _, w := range c.places { // a frame that was given up may be in it
+		q.mem.Wrote(w.from, uint64(w.to-w.from))
+	}
+	q.inFlight[c.Head], q.used[c.Head] = false, nil
+	q.chains = append(q.chains, c)
+	q.state.NextAvail = c.at
+}
+
+// passedOver reports whether every chain that was available from at on has come and gone.
+func (q *Queue) passedOver(at uint16) bool {
+	for _, c := range q.used {
+		if c != nil && c.at-at < q.state.NextAvail-at {
+			return false
+		}
+	}
+	return true
+}
+
 // Push gives the chain of head back with the number of bytes that the device wrote to it, which is capped by
 // what the chain can hold. The chain must not be used afterwards. A head that is not in flight is ErrRing.
 func (q *Queue) Push(head uint16, written uint32) error {
+	if err := q.Stage(head, written); err != nil {
+		return err
+	}
+	q.Publish()
+	return nil
+}
+
+// Stage is Push that the driver does not see before Publish: for chains that it must see together, or soon enough together. All
+// must be published before the device looks at NeedsInterrupt or stops.
+func (q *Queue) Stage(head uint16, written uint32) error {
 	if head >= q.state.Size || !q.inFlight[head] {
 		return fmt.Errorf("%w: descriptor %d is not in flight", ErrRing, head)
 	}
@@ -190,9 +227,11 @@ func (q *Queue) Push(head uint16, written uint32) error {
 	check(q.mem.StoreUint32(at, uint32(head)))
 	check(q.mem.StoreUint32(at+4, written))
 	q.state.NextUsed++
-	q.publish()
 	return nil
 }
+
+// Publish shows the driver all that was staged.
+func (q *Queue) Publish() { q.publish() }
 
 func check(err error) { must(struct{}{}, err) }
 

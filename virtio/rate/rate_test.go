@@ -1,4 +1,4 @@
-package block
+package rate
 
 import (
 	"testing"
@@ -34,12 +34,12 @@ func TestRateMean(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			start := time.Unix(1000, 0)
 			clock := &fakeClock{start}
-			l := newLimiter(c.rate, clock)
+			l := NewLimiter(c.rate, clock)
 			for range c.ops {
-				for wait := l.delay(); wait > 0; wait = l.delay() {
+				for wait := l.Delay(); wait > 0; wait = l.Delay() {
 					<-clock.After(wait)
 				}
-				l.take(c.n)
+				l.Take(c.n)
 			}
 			took := clock.now.Sub(start)
 			if slack := c.want / 50; took < c.want-slack || took > c.want+slack {
@@ -50,25 +50,25 @@ func TestRateMean(t *testing.T) {
 }
 
 func TestRateBounds(t *testing.T) {
-	if newLimiter(Rate{}, systemClock{}) != nil {
+	if NewLimiter(Rate{}, System{}) != nil {
 		t.Error("the zero Rate bounds something")
 	}
 	clock := &fakeClock{time.Unix(1000, 0)}
-	l := newLimiter(Rate{BytesPerSecond: 1}, clock)
-	l.take(1 << 62)
-	if d := l.delay(); d <= 0 || d > 2*time.Hour {
+	l := NewLimiter(Rate{BytesPerSecond: 1}, clock)
+	l.Take(1 << 62)
+	if d := l.Delay(); d <= 0 || d > 2*time.Hour {
 		t.Errorf("delay of %v after a huge request", d)
 	}
 	clock.now = clock.now.Add(-time.Hour) // a clock that goes back takes nothing away
-	if d := l.delay(); d <= 0 || d > 2*time.Hour {
+	if d := l.Delay(); d <= 0 || d > 2*time.Hour {
 		t.Errorf("delay of %v after the clock went back", d)
 	}
 	// An idle bucket does not fill beyond its burst.
-	l = newLimiter(Rate{OpsPerSecond: 10, OpsBurst: 5}, clock)
+	l = NewLimiter(Rate{OpsPerSecond: 10, OpsBurst: 5}, clock)
 	clock.now = clock.now.Add(time.Hour)
 	n := 0
-	for l.delay() == 0 {
-		l.take(0)
+	for l.Delay() == 0 {
+		l.Take(0)
 		n++
 	}
 	if n != 5 {

@@ -1,4 +1,5 @@
-package block
+// Package rate bounds a device with token buckets: bytes and operations a second.
+package rate
 
 import (
 	"sync"
@@ -6,58 +7,67 @@ import (
 )
 
 // Rate bounds a device with two token buckets. The zero value is no bound; a burst of 0 is one second's worth.
-// Values below 0 are refused by New.
+// Values below 0 are not valid.
 type Rate struct {
-	BytesPerSecond int64 // of reads and writes
+	BytesPerSecond int64
 	BytesBurst     int64 // bytes
-	OpsPerSecond   int64 // requests of any type
-	OpsBurst       int64 // requests
+	OpsPerSecond   int64 // requests of any type, or frames
+	OpsBurst       int64 // of those
 }
 
-// Clock is the time a rate limit goes by; nil in Config means the machine's.
+// Valid reports whether no value of r is negative.
+func (r Rate) Valid() bool {
+	return r.BytesPerSecond >= 0 && r.BytesBurst >= 0 && r.OpsPerSecond >= 0 && r.OpsBurst >= 0
+}
+
+// Clock is the time a rate limit goes by.
 type Clock interface {
 	Now() time.Time
 	After(time.Duration) <-chan time.Time
 }
 
-type systemClock struct{}
+// System is the machine's Clock.
+type System struct{}
 
-func (systemClock) Now() time.Time                         { return time.Now() }
-func (systemClock) After(d time.Duration) <-chan time.Time { return time.After(d) }
+// Now implements Clock.
+func (System) Now() time.Time { return time.Now() }
 
-// limiter is both buckets of a device. A request is let through when each bucket holds at least one token, and then
+// After implements Clock.
+func (System) After(d time.Duration) <-chan time.Time { return time.After(d) }
+
+// Limiter is both buckets of a device. A request is let through when each bucket holds at least one token, and then
 // takes what it costs, into debt if need be: so no chain is ever taken off the ring and then held, and over any
 // time the mean is exact, with at most one request more than the burst.
-type limiter struct {
+type Limiter struct {
 	clock Clock
 	mu    sync.Mutex
 	bytes bucket
 	ops   bucket
 }
 
-// newLimiter returns nil when r bounds nothing.
-func newLimiter(r Rate, clock Clock) *limiter {
+// NewLimiter returns nil when r, which must be valid, bounds nothing.
+func NewLimiter(r Rate, clock Clock) *Limiter {
 	if r.BytesPerSecond == 0 && r.OpsPerSecond == 0 {
 		return nil
 	}
 	now := clock.Now()
-	return &limiter{
+	return &Limiter{
 		clock: clock,
 		bytes: newBucket(r.BytesPerSecond, r.BytesBurst, now),
 		ops:   newBucket(r.OpsPerSecond, r.OpsBurst, now),
 	}
 }
 
-// delay is how long the next request must wait; 0 is not at all.
-func (l *limiter) delay() time.Duration {
+// Delay is how long the next request must wait; 0 is not at all.
+func (l *Limiter) Delay() time.Duration {
 	now := l.clock.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return max(l.bytes.delay(now), l.ops.delay(now))
 }
 
-// take charges one request of n bytes.
-func (l *limiter) take(n uint64) {
+// Take charges one request of n bytes.
+func (l *Limiter) Take(n uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.bytes.tokens -= float64(n)
