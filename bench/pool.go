@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/internal/timing"
-	"spore/internal/wire"
 	"spore/jailer"
 	"spore/sandbox"
 	"spore/vmm/api"
@@ -50,7 +49,7 @@ func startShell(s settings, memory int64, without []jailer.Layer) (*shell, error
 	defer kvm.Close()
 	c := shape(memory)
 	c.Wait, c.Control = true, 1
-	if err := wire.Write(config, c); err != nil {
+	if err := api.Send(config, &c); err != nil {
 		return nil, err
 	}
 	sh := &shell{control: control}
@@ -72,7 +71,7 @@ func (sh *shell) await(kind api.EventKind) error {
 func (sh *shell) next(kind api.EventKind) (api.Event, error) {
 	sh.control.SetReadDeadline(time.Now().Add(runLimit))
 	var msg api.Message
-	if err := wire.Read(sh.control, &msg); err != nil {
+	if err := api.Receive(sh.control, &msg); err != nil {
 		return api.Event{}, fmt.Errorf("wait for %s: %w", kind, err)
 	}
 	if msg.Event == nil || msg.Event.Kind != kind {
@@ -112,7 +111,7 @@ func (sh *shell) wake(d dormant, memory int64) error {
 	c := shape(memory)
 	c.Restore, c.Vsock.Broker, c.Control = &api.Restore{State: 1, Memory: 2}, 3, api.NoFile
 	frame := &frameWriter{}
-	if err := wire.Write(frame, api.Request{ID: 1, Op: api.OpWake, Config: &c}); err != nil {
+	if err := api.Send(frame, &api.Request{ID: 1, Op: api.OpWake, Config: &c}); err != nil {
 		return err
 	}
 	raw, err := sh.control.SyscallConn()

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/agent"
-	"spore/internal/wire"
 	"spore/jailer"
 	"spore/sandbox"
 	"spore/sandbox/broker"
@@ -130,7 +129,7 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 	if m.listener, err = m.broker.Listen(agent.ControlPort); err != nil {
 		return nil, err
 	}
-	if err := wire.Write(config, c); err != nil {
+	if err := api.Send(config, &c); err != nil {
 		return nil, err
 	}
 	m.process, err = sandbox.Jail{
@@ -171,7 +170,7 @@ func (m *sporeMachine) end(limit time.Duration) (api.Event, error) {
 	m.control.SetReadDeadline(time.Now().Add(limit))
 	for {
 		var msg api.Message
-		if err := wire.Read(m.control, &msg); err != nil {
+		if err := api.Receive(m.control, &msg); err != nil {
 			return api.Event{}, fmt.Errorf("wait for the machine's end: %w", err)
 		}
 		if msg.Event != nil && msg.Event.Kind == api.EventExit {

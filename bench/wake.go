@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/internal/timing"
-	"spore/internal/wire"
 	"spore/jailer"
 	"spore/jailer/cgroup"
 	"spore/vmm/api"
@@ -72,7 +71,7 @@ func (m *sporeMachine) save(out []*os.File) error { return m.ask(api.OpSave, out
 // ask makes a request with descriptors and waits for its reply.
 func (m *sporeMachine) ask(op api.Op, out ...*os.File) error {
 	frame := &frameWriter{}
-	if err := wire.Write(frame, api.Request{ID: 1, Op: op}); err != nil {
+	if err := api.Send(frame, &api.Request{ID: 1, Op: op}); err != nil {
 		return err
 	}
 	raw, err := m.control.SyscallConn()
@@ -91,7 +90,7 @@ func (m *sporeMachine) ask(op api.Op, out ...*os.File) error {
 	m.control.SetReadDeadline(time.Now().Add(runLimit))
 	for {
 		var msg api.Message
-		if err := wire.Read(m.control, &msg); err != nil {
+		if err := api.Receive(m.control, &msg); err != nil {
 			return err
 		}
 		switch {
@@ -112,7 +111,7 @@ func (w *frameWriter) Write(p []byte) (int, error) { w.b = append(w.b, p...); re
 func (m *sporeMachine) started(limit time.Duration) ([]api.Step, error) {
 	m.control.SetReadDeadline(time.Now().Add(limit))
 	var msg api.Message
-	if err := wire.Read(m.control, &msg); err != nil {
+	if err := api.Receive(m.control, &msg); err != nil {
 		return nil, fmt.Errorf("wait for the start: %w", err)
 	}
 	if msg.Event == nil || msg.Event.Kind != api.EventStarted {

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/internal/timing"
-	"spore/internal/wire"
 	"spore/vmm/api"
 )
 
@@ -17,7 +16,7 @@ import (
 func (m *machine) readControl() {
 	for {
 		var msg api.Message
-		if err := wire.Read(m.control, &msg); err != nil {
+		if err := api.Receive(m.control, &msg); err != nil {
 			return
 		}
 		switch {
@@ -47,7 +46,7 @@ func (m *machine) request(ctx context.Context, r api.Request, files ...*os.File)
 	m.lastID++
 	r.ID = m.lastID
 	m.waiting[r.ID] = c
-	err := wire.Write(&rights{m.control, files}, r)
+	err := api.Send(&rights{m.control, files}, &r)
 	m.mu.Unlock()
 	if err != nil {
 		return api.Reply{}, fmt.Errorf("ask VMM to %s: %w", r.Op, err)

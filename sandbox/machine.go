@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/internal/cleanup"
-	"spore/internal/wire"
 	"spore/rootfs"
 	"spore/sandbox/broker"
 	"spore/snapshot"
@@ -69,7 +68,7 @@ func launch(cfg Config, host Host, own resources, from *snapshot.Dormant) (*mach
 	case err != nil:
 	case sh != nil:
 		m.process = sh
-		err = wire.Write(&rights{sh.control, fds.list[1:]}, api.Request{Op: api.OpWake, Config: &vmCfg})
+		err = api.Send(&rights{sh.control, fds.list[1:]}, &api.Request{Op: api.OpWake, Config: &vmCfg})
 	default:
 		err = m.spawn(cfg, host, own.writable, vmCfg, fds.list)
 	}
@@ -108,7 +107,7 @@ func (m *machine) spawn(cfg Config, host Host, writable *os.File, vmCfg api.Conf
 	}
 	defer configIn.Close()
 	defer configOut.Close()
-	if err := wire.Write(configIn, vmCfg); err != nil { // it fits the socket's buffer, and the process need not wait for it
+	if err := api.Send(configIn, &vmCfg); err != nil { // it fits the socket's buffer, and the process need not wait for it
 		return err
 	}
 	j, err := Jail{

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/internal/flock"
-	"spore/internal/wire"
 	"spore/jailer"
 	"spore/jailer/cgroup"
 	"spore/vmm/api"
@@ -252,7 +251,7 @@ func (p *Pool) start(c Class) (_ *shellProcess, err error) {
 	cfg := c.shape(id)
 	cfg.Entropy, cfg.Control = 1, api.File(fds.add(theirControl)-1)
 	sh := &shellProcess{control: control, ended: make(chan struct{})}
-	if err = wire.Write(config, cfg); err == nil {
+	if err = api.Send(config, &cfg); err == nil {
 		sh.Jailed, err = Jail{
 			VMM: p.host.VMM, ID: id, Files: fds.list, CPUs: c.CPUs, Memory: c.Memory, Disk: c.Disk, Disks: p.host.Disks, Without: c.layers(),
 		}.Start()
@@ -263,7 +262,7 @@ func (p *Pool) start(c Class) (_ *shellProcess, err error) {
 	go p.bury(sh)
 	control.SetReadDeadline(time.Now().Add(readyLimit))
 	var m api.Message
-	if err := wire.Read(control, &m); err != nil || m.Event == nil || m.Event.Kind != api.EventWaiting {
+	if err := api.Receive(control, &m); err != nil || m.Event == nil || m.Event.Kind != api.EventWaiting {
 		sh.Kill()
 		<-sh.ended
 		sh.giveUp()

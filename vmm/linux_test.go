@@ -17,7 +17,6 @@ import (
 
 	"spore/guest"
 	"spore/internal/testenv"
-	"spore/internal/wire"
 	"spore/vmm/api"
 )
 
@@ -112,7 +111,7 @@ func launch(t *testing.T, cfg api.Config, files ...string) *process {
 	for _, f := range inherit {
 		f.Close()
 	}
-	if err := wire.Write(configWrite, cfg); err != nil {
+	if err := api.Send(configWrite, &cfg); err != nil {
 		t.Fatal(err)
 	}
 	configWrite.Close()
@@ -131,7 +130,7 @@ func (p *process) event() api.Event {
 	var m api.Message
 	timer := time.AfterFunc(patience, func() { p.cmd.Process.Kill() })
 	defer timer.Stop()
-	if err := wire.Read(p.control, &m); err != nil || m.Event == nil {
+	if err := api.Receive(p.control, &m); err != nil || m.Event == nil {
 		p.t.Fatalf("waiting for an event: %v, %+v\n%s", err, m, <-p.console)
 	}
 	return *m.Event
@@ -140,11 +139,11 @@ func (p *process) event() api.Event {
 // request makes one control request.
 func (p *process) request(r api.Request) api.Reply {
 	p.t.Helper()
-	if err := wire.Write(p.control, r); err != nil {
+	if err := api.Send(p.control, &r); err != nil {
 		p.t.Fatal(err)
 	}
 	var m api.Message
-	if err := wire.Read(p.control, &m); err != nil || m.Reply == nil {
+	if err := api.Receive(p.control, &m); err != nil || m.Reply == nil {
 		p.t.Fatalf("waiting for a reply: %v, %+v", err, m)
 	}
 	return *m.Reply

@@ -1,7 +1,7 @@
 package vmm
 
 import (
-	"encoding/json"
+	"bytes"
 	"fmt"
 
 	"spore/vmm/api"
@@ -13,12 +13,11 @@ import (
 func (m *Machine) Rehearse() error {
 	cfg := m.cfg
 	cfg.Restore = &api.Restore{}
-	b, err := json.Marshal(api.Request{Op: api.OpWake, Config: &cfg})
-	if err != nil {
+	var line bytes.Buffer
+	if err := api.Send(&line, &api.Request{Op: api.OpWake, Config: &cfg}); err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
-	var r api.Request
-	if err := json.Unmarshal(b, &r); err != nil {
+	if err := api.Receive(&line, new(api.Request)); err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
 	s := &snapshot.State{Memory: cfg.Memory, TSCKHz: m.tscKHz, Blocks: make([]uint64, snapshot.BlockWords(cfg.Memory))}
@@ -31,11 +30,14 @@ func (m *Machine) Rehearse() error {
 		s.VCPUs = append(s.VCPUs, *v)
 	}
 	for id := range s.Chips {
-		if s.Chips[id], err = m.vm.IRQChip(uint32(id)); err != nil {
+		chip, err := m.vm.IRQChip(uint32(id))
+		if err != nil {
 			return fmt.Errorf("rehearse: %w", err)
 		}
+		s.Chips[id] = chip
 	}
-	if b, err = snapshot.Encode(s); err != nil {
+	b, err := snapshot.Encode(s)
+	if err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
 	if s, err = snapshot.Decode(b); err != nil {

@@ -7,7 +7,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"spore/internal/wire"
 	"spore/vmm/api"
 )
 
@@ -21,7 +20,7 @@ func receive() (api.Config, []*os.File, error) {
 	var cfg api.Config
 	in := os.NewFile(configFile, "config")
 	defer in.Close()
-	if err := wire.Read(in, &cfg); err != nil {
+	if err := api.Receive(in, &cfg); err != nil {
 		return cfg, nil, fmt.Errorf("read configuration from descriptor %d: %w", configFile, err)
 	}
 	count := 0

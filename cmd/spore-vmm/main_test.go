@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/internal/testenv"
-	"spore/internal/wire"
 	"spore/vmm/api"
 )
 
@@ -114,7 +113,7 @@ func start(t *testing.T, jailed bool, guest []byte) (cmd *vmmProcess, stderr sai
 	for _, f := range files {
 		f.Close()
 	}
-	if err := wire.Write(config, cfg); err != nil {
+	if err := api.Send(config, &cfg); err != nil {
 		t.Fatal(err)
 	}
 	return cmd, stderr, control, func() api.Event {
@@ -122,7 +121,7 @@ func start(t *testing.T, jailed bool, guest []byte) (cmd *vmmProcess, stderr sai
 		timer := time.AfterFunc(patience, func() { cmd.Process.Kill() })
 		defer timer.Stop()
 		var m api.Message
-		if err := wire.Read(control, &m); err != nil || m.Event == nil {
+		if err := api.Receive(control, &m); err != nil || m.Event == nil {
 			cmd.Wait()
 			t.Fatalf("waiting for an event: %v %+v; process: %v\n%s", err, m, cmd.ProcessState, stderr)
 		}
@@ -172,11 +171,11 @@ func TestControlRequests(t *testing.T) {
 	event()
 	ask := func(id uint64, op api.Op) api.Reply {
 		t.Helper()
-		if err := wire.Write(control, api.Request{ID: id, Op: op}); err != nil {
+		if err := api.Send(control, &api.Request{ID: id, Op: op}); err != nil {
 			t.Fatal(err)
 		}
 		var m api.Message
-		if err := wire.Read(control, &m); err != nil || m.Reply == nil || m.Reply.ID != id {
+		if err := api.Receive(control, &m); err != nil || m.Reply == nil || m.Reply.ID != id {
 			cmd.Wait()
 			t.Fatalf("%s: %v %+v; %v\n%s", op, err, m, cmd.ProcessState, stderr)
 		}
@@ -212,11 +211,11 @@ func TestBadConfigurationIsReported(t *testing.T) {
 	for _, f := range files {
 		f.Close()
 	}
-	if err := wire.Write(config, cfg); err != nil {
+	if err := api.Send(config, &cfg); err != nil {
 		t.Fatal(err)
 	}
 	var m api.Message
-	if err := wire.Read(control, &m); err != nil || m.Event == nil || m.Event.Reason != api.ExitInternal || !strings.Contains(m.Event.Detail, "99 vCPUs") {
+	if err := api.Receive(control, &m); err != nil || m.Event == nil || m.Event.Reason != api.ExitInternal || !strings.Contains(m.Event.Detail, "99 vCPUs") {
 		t.Errorf("got %v, %+v", err, m.Event)
 	}
 	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 || !strings.Contains(stderr.String(), "99 vCPUs") {

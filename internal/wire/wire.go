@@ -1,4 +1,5 @@
-// Package wire frames JSON values on a byte stream: a little-endian uint32 length, then that many bytes.
+// Package wire frames values on a byte stream: a little-endian uint32 length, then that many bytes, which are JSON or, between
+// processes of one build, the plain form of WriteValue.
 // Both ends bound the length, so a peer cannot make the other allocate by its own number.
 package wire
 
@@ -35,23 +36,31 @@ func Write(w io.Writer, v any) error {
 // Read receives one frame into v. It returns io.EOF when the stream ends between frames and
 // io.ErrUnexpectedEOF when it ends inside one. Fields that v does not know are ignored.
 func Read(r io.Reader, v any) error {
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return err
-	}
-	n := binary.LittleEndian.Uint32(head[:])
-	if n > MaxFrame {
-		return ErrTooLong
-	}
-	body := make([]byte, n)
-	if _, err := io.ReadFull(r, body); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
+	body, err := readFrame(r)
+	if err != nil {
 		return err
 	}
 	if err := json.Unmarshal(body, v); err != nil {
 		return fmt.Errorf("decode frame: %w", err)
 	}
 	return nil
+}
+
+func readFrame(r io.Reader) ([]byte, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	n := binary.LittleEndian.Uint32(head[:])
+	if n > MaxFrame {
+		return nil, ErrTooLong
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(r, body); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	return body, nil
 }

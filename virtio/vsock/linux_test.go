@@ -23,7 +23,6 @@ import (
 
 	"spore/guest"
 	"spore/internal/testenv"
-	"spore/internal/wire"
 	"spore/sandbox/broker"
 	"spore/vmm/api"
 )
@@ -171,8 +170,8 @@ func boot(t testing.TB) *broker.Broker {
 		if !t.Failed() {
 			return
 		}
-		wire.Write(control, api.Request{ID: 1, Op: api.OpStats})
-		for m := (api.Message{}); wire.Read(control, &m) == nil; m = (api.Message{}) {
+		api.Send(control, &api.Request{ID: 1, Op: api.OpStats})
+		for m := (api.Message{}); api.Receive(control, &m) == nil; m = (api.Message{}) {
 			if m.Reply != nil {
 				t.Logf("counters %v", m.Reply.Counters["vsock"])
 				return
@@ -186,7 +185,7 @@ func boot(t testing.TB) *broker.Broker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := wire.Write(configWrite, cfg); err != nil {
+	if err := api.Send(configWrite, &cfg); err != nil {
 		t.Fatal(err)
 	}
 	configWrite.Close()
@@ -194,7 +193,7 @@ func boot(t testing.TB) *broker.Broker {
 	defer stuck.Stop()
 	c, err := l.Accept()
 	if err != nil {
-		for m := (api.Message{}); wire.Read(control, &m) == nil; m = (api.Message{}) {
+		for m := (api.Message{}); api.Receive(control, &m) == nil; m = (api.Message{}) {
 			t.Logf("event %+v", m.Event)
 		}
 		t.Fatalf("the VMM has ended: %v; console:\n%s", err, <-said)

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"spore/internal/wire"
 	"spore/vmm/api"
 )
 
@@ -71,13 +70,13 @@ func (s *Server) send(m api.Message) error {
 		return nil
 	}
 	s.last = m.Event != nil && m.Event.Kind == api.EventExit
-	return wire.Write(s.conn, m)
+	return api.Send(s.conn, &m)
 }
 
 // Await receives the request that a shell waits for. It returns io.EOF when the connection ends first.
 func (s *Server) Await() (api.Request, []*os.File, error) {
 	var r api.Request
-	if err := wire.Read(s.conn, &r); err != nil {
+	if err := api.Receive(s.conn, &r); err != nil {
 		return r, nil, err
 	}
 	files := s.conn.Files()
@@ -92,7 +91,7 @@ func (s *Server) Await() (api.Request, []*os.File, error) {
 func (s *Server) Serve(ctx context.Context, m Machine) error {
 	for {
 		var r api.Request
-		if err := wire.Read(s.conn, &r); err != nil {
+		if err := api.Receive(s.conn, &r); err != nil {
 			m.Stop("control socket closed")
 			if errors.Is(err, io.EOF) {
 				return nil

@@ -74,11 +74,11 @@ func start(t *testing.T) (*machine, *Server, net.Conn, chan error) {
 
 func ask(t *testing.T, c net.Conn, r api.Request) api.Reply {
 	t.Helper()
-	if err := wire.Write(c, r); err != nil {
+	if err := api.Send(c, &r); err != nil {
 		t.Fatal(err)
 	}
 	var m api.Message
-	if err := wire.Read(c, &m); err != nil {
+	if err := api.Receive(c, &m); err != nil {
 		t.Fatal(err)
 	}
 	if m.Reply == nil || m.Reply.ID != r.ID {
@@ -141,7 +141,7 @@ func TestNothingFollowsTheExitEvent(t *testing.T) {
 	}()
 	for _, want := range []api.EventKind{api.EventStarted, api.EventExit} {
 		var m api.Message
-		if err := wire.Read(c, &m); err != nil || m.Event == nil || m.Event.Kind != want {
+		if err := api.Receive(c, &m); err != nil || m.Event == nil || m.Event.Kind != want {
 			t.Fatalf("got %+v, %v; want %s", m.Event, err, want)
 		}
 	}
@@ -169,7 +169,7 @@ func TestSaveWritesToTheDescriptors(t *testing.T) {
 			rights, paths = append(rights, int(f.Fd())), append(paths, f.Name())
 		}
 		var frame bytes.Buffer
-		if err := wire.Write(&frame, api.Request{ID: 1, Op: api.OpSave, Live: true}); err != nil {
+		if err := api.Send(&frame, &api.Request{ID: 1, Op: api.OpSave, Live: true}); err != nil {
 			t.Fatal(err)
 		}
 		var oob []byte
@@ -180,7 +180,7 @@ func TestSaveWritesToTheDescriptors(t *testing.T) {
 			t.Fatal(err)
 		}
 		var reply api.Message
-		if err := wire.Read(c, &reply); err != nil {
+		if err := api.Receive(c, &reply); err != nil {
 			t.Fatal(err)
 		}
 		if reply.Reply.Error != test.want {
