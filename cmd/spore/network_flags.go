@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -102,21 +101,39 @@ func secretsFromStdin(n *sandbox.Network, in io.Reader) (map[string]string, erro
 		return nil, nil
 	}
 	given := map[string]string{}
-	var lines *bufio.Reader
 	for _, s := range n.Secrets {
 		if !s.FromStdin() {
 			continue
 		}
-		if lines == nil {
-			lines = bufio.NewReader(in)
-		}
-		line, err := lines.ReadString('\n')
-		if err != nil && !(errors.Is(err, io.EOF) && line != "") {
+		line, err := readLine(in)
+		if err != nil {
 			return nil, fmt.Errorf("--secret %s: read standard input: %w", s.Name, err)
 		}
-		given[s.Name] = strings.TrimRight(line, "\r\n")
+		given[s.Name] = line
 	}
 	return given, nil
+}
+
+// maxLine bounds a secret's line in bytes; more than a value may have.
+const maxLine = 64 << 10
+
+// readLine reads one line and not a byte more: what follows is the command's.
+func readLine(in io.Reader) (string, error) {
+	var line []byte
+	for b := make([]byte, 1); len(line) < maxLine; {
+		n, err := in.Read(b)
+		if n == 1 && b[0] == '\n' {
+			return strings.TrimSuffix(string(line), "\r"), nil
+		}
+		line = append(line, b[:n]...)
+		if errors.Is(err, io.EOF) && len(line) > 0 {
+			return string(line), nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return "", fmt.Errorf("a line of more than %d bytes", maxLine)
 }
 
 // openNetworks opens the directory of networks: it is of this boot of this machine, like the sandboxes.
