@@ -162,7 +162,7 @@ func mediatedConfig(sb *Sandbox, host Host, cfg *Network, place *network.Attachm
 		servers = place.DNS
 	}
 	if len(servers) == 0 && place == nil {
-		servers = network.HostNameservers()
+		servers = host.Networks.HostNameservers()
 	}
 	for _, a := range servers {
 		out.DNS = append(out.DNS, netip.AddrPortFrom(a, 53))
