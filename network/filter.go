@@ -87,7 +87,8 @@ func writeARP(b *strings.Builder, mac MAC, own []string) {
 }
 
 // writeIPv4 lets a guest send from its own addresses, but not as a DHCP server, a router, a multicast querier, or by a route of its
-// own choosing.
+// own choosing. The last rule wants the kernel to know a protocol (255 is reserved): in a packet that it cannot make out no rule about the
+// protocol matches, and it must not pass for that.
 func writeIPv4(b *strings.Builder, own []string) {
 	b.WriteString("\n\tchain from_ip4 {\n")
 	if len(own) > 0 {
@@ -97,7 +98,7 @@ func writeIPv4(b *strings.Builder, own []string) {
 		b.WriteString("\t\tip protocol icmp icmp type { redirect, router-advertisement } goto deny\n")
 		b.WriteString("\t\tip protocol igmp igmp type membership-query goto deny\n")
 		b.WriteString("\t\tip protocol udp udp sport 67 goto deny\n")
-		b.WriteString("\t\tgoto pass\n")
+		b.WriteString("\t\tmeta l4proto != 255 goto pass\n\t\tgoto deny\n")
 	} else {
 		b.WriteString("\t\tgoto spoof\n")
 	}
@@ -117,7 +118,8 @@ const ipv6Rules = `
 		frag nexthdr != { tcp, udp, ipv6-icmp } goto deny
 		meta l4proto ipv6-icmp goto from_icmp6
 		meta l4proto udp udp sport 547 goto deny
-		goto pass
+		meta l4proto != 255 goto pass
+		goto deny
 	}
 
 	chain from_icmp6 {

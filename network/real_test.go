@@ -110,7 +110,7 @@ func TestAttachEveryKind(t *testing.T) {
 	for _, c := range []Choice{{Kind: KindNAT}, {KindInternal, "a"}, {Kind: KindHostOnly}} {
 		t.Run(c.String(), func(t *testing.T) {
 			a := mustAttach(t, n, Request{Choice: c})
-			t.Logf("%+v", *a)
+			t.Logf("%+v", a.Addresses)
 			if (a.Tap == nil) != c.Mediated() || a.Mediated != c.Mediated() {
 				t.Errorf("mediated %v, tap %v", a.Mediated, a.Tap)
 			}
