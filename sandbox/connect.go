@@ -80,7 +80,13 @@ func (v *supervisor) takePlace(ctx context.Context, cfg *Network) error {
 		return nil
 	}
 	request := network.Request{Sandbox: id, Choice: cfg.Choice, Mediated: cfg.Mediated(), MTU: cfg.MTU}
-	place, err := v.host.Networks.Attach(ctx, request)
+	place, err := takePlace(v.host.Pool, request)
+	if err != nil {
+		v.host.log().Warn("no place out of the pool", "err", err)
+	}
+	if place == nil {
+		place, err = v.host.Networks.Attach(ctx, request)
+	}
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"spore/internal/flock"
 	"spore/jailer"
 	"spore/jailer/cgroup"
+	"spore/network"
 	"spore/vmm/api"
 )
 
@@ -26,6 +27,7 @@ type Class struct {
 	Memory  int64  `json:"memory_bytes"`
 	Disk    int64  `json:"disk_bytes"`        // of the largest writable layer it may write
 	Without string `json:"without,omitempty"` // layers that its jail may lack, by commas
+	Net     bool   `json:"net,omitempty"`     // it has a network interface
 }
 
 // ClassOf is the class of shell that a sandbox can wake in.
@@ -35,22 +37,26 @@ func ClassOf(cfg Config) Class {
 		without = append(without, string(l))
 	}
 	slices.Sort(without)
-	return Class{CPUs: cfg.CPUs, Memory: cfg.Memory, Disk: max(cfg.Disk, DefaultDisk), Without: strings.Join(without, ",")}
+	return Class{CPUs: cfg.CPUs, Memory: cfg.Memory, Disk: max(cfg.Disk, DefaultDisk), Without: strings.Join(without, ","), Net: cfg.Network != nil}
 }
 
 // fitsShell reports whether a sandbox's machine is one that shells are made for.
 func fitsShell(cfg Config) bool {
-	return cfg.Root == RootBlock && !cfg.DebugConsole && cfg.Network == nil
+	return cfg.Root == RootBlock && !cfg.DebugConsole
 }
 
 // shape is what a shell of the class is told: the machine that describe would make, without its files.
 func (c Class) shape(id string) api.Config {
-	return api.Config{
+	out := api.Config{
 		Version: api.Version, ID: id, VCPUs: c.CPUs, Memory: c.Memory, Balloon: true, Wait: true, Log: api.NoFile,
 		Boot: api.Boot{Kernel: api.NoFile, Initrd: api.NoFile}, Console: api.Console{Output: api.NoFile, Input: api.NoFile},
 		Disks: []api.Disk{{File: api.NoFile, ID: "image", ReadOnly: true}, {File: api.NoFile, ID: writableID}},
 		Vsock: &api.Vsock{CID: guestCID, Broker: api.NoFile},
 	}
+	if c.Net {
+		out.Net = &api.Net{File: api.NoFile}
+	}
+	return out
 }
 
 // PoolConfig bounds a pool.
@@ -66,6 +72,8 @@ type Pool struct {
 	host Host
 	dir  string // that it serves in
 	cfg  PoolConfig
+
+	places *network.Pool // nil without networks
 
 	mu      sync.Mutex
 	classes map[Class]*shelf
@@ -98,7 +106,11 @@ func (sh *shellProcess) giveUp() {
 
 // NewPool makes an empty pool, to serve in dir. What a class needs is started when it is wanted first.
 func NewPool(dir string, host Host, cfg PoolConfig) *Pool {
-	return &Pool{host: host, dir: dir, cfg: cfg, classes: map[Class]*shelf{}}
+	p := &Pool{host: host, dir: dir, cfg: cfg, classes: map[Class]*shelf{}}
+	if host.Networks != nil {
+		p.places = network.NewPool(host.Networks, network.PoolConfig{Depth: cfg.Depth, Max: cfg.Max, Idle: cfg.Idle, Log: host.Log})
+	}
+	return p
 }
 
 // shellPrefix begins the names of the cgroups of a pool's shells, and of no other's.

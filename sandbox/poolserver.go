@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +15,7 @@ import (
 	"spore/internal/flock"
 	"spore/internal/wire"
 	"spore/jailer"
+	"spore/network"
 )
 
 // The pool is asked on a unix socket in its directory, which is its owner's alone: one frame, one answer. With a shell
@@ -22,12 +24,15 @@ import (
 type poolRequest struct {
 	Verb  poolVerb `json:"verb"`
 	Class Class    `json:"class"`
+
+	Network *network.Request `json:"network,omitempty"`
 }
 
 type poolVerb string
 
 const (
 	poolTake  poolVerb = "take"
+	poolPlace poolVerb = "place" // on a network
 	poolStats poolVerb = "stats"
 	poolStop  poolVerb = "stop"
 )
@@ -38,6 +43,10 @@ type poolReply struct {
 	Missing []jailer.Layer `json:"missing,omitempty"`
 	Group   string         `json:"group,omitempty"` // its cgroup
 	Stats   []ShelfStats   `json:"stats,omitempty"`
+
+	Place  *network.Attachment  `json:"place,omitempty"`
+	File   bool                 `json:"file,omitempty"` // the place's tap follows, beside one byte
+	Places []network.ShelfStats `json:"places,omitempty"`
 }
 
 // poolEnd is the second frame of a shell's connection.
@@ -75,10 +84,20 @@ func (p *Pool) Serve(ctx context.Context, ready func()) error {
 	defer stop()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	go p.expire(ctx)
+	var places sync.WaitGroup
+	defer places.Wait()
+	if p.places != nil {
+		places.Go(func() {
+			if err := p.places.Serve(ctx); err != nil {
+				p.host.log().Warn("keep places on networks", "err", err)
+			}
+		})
+	}
 	ready()
 	for {
 		conn, err := l.AcceptUnix()
 		if err != nil {
+			stop()
 			p.Close()
 			os.Remove(filepath.Join(dir, poolSocket)) // or whoever asks waits for nothing; a stale one does no harm
 			return nil
@@ -98,10 +117,12 @@ func (p *Pool) answer(conn *net.UnixConn, stop func()) {
 	}
 	switch r.Verb {
 	case poolStats:
-		_ = wire.Write(conn, poolReply{Stats: p.Stats()}) // a client that has gone needs no answer
+		_ = wire.Write(conn, poolReply{Stats: p.Stats(), Places: p.placeStats()}) // a client that has gone needs no answer
 	case poolStop:
 		stop()
 		_ = wire.Write(conn, poolReply{})
+	case poolPlace:
+		p.place(conn, r.Network)
 	case poolTake:
 		p.hand(conn, p.take(r.Class))
 	}

@@ -13,6 +13,7 @@ import (
 	"spore/internal/wire"
 	"spore/jailer"
 	"spore/jailer/cgroup"
+	"spore/network"
 )
 
 // vmmProcess is the process of a VMM: one that this process started, or a shell out of the pool.
@@ -60,7 +61,7 @@ func takeShell(dir string, c Class) (*shell, error) {
 	}
 	conn.SetDeadline(time.Now().Add(poolPatience))
 	s := &shell{pool: conn}
-	if err = wire.Write(conn, poolRequest{poolTake, c}); err == nil {
+	if err = wire.Write(conn, poolRequest{Verb: poolTake, Class: c}); err == nil {
 		err = wire.Read(conn, &s.reply)
 	}
 	if err == nil && !s.reply.Shell {
@@ -148,10 +149,10 @@ func (s *shell) kill()                   { _ = unix.PidfdSendSignal(s.pidFD, uni
 func (s *shell) pid() int                { return s.reply.Pid }
 func (s *shell) missing() []jailer.Layer { return s.reply.Missing }
 
-// AskPool asks the pool in dir for its figures. ErrNoPool says that there is none.
-func AskPool(dir string) ([]ShelfStats, error) {
+// AskPool asks the pool in dir for its figures: of shells, and of places on networks. ErrNoPool says that there is none.
+func AskPool(dir string) ([]ShelfStats, []network.ShelfStats, error) {
 	r, err := askPool(dir, poolStats)
-	return r.Stats, err
+	return r.Stats, r.Places, err
 }
 
 // StopPool tells the pool in dir to end. Sandboxes that run in its shells go on.

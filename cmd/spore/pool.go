@@ -12,12 +12,13 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"spore/network"
 	"spore/sandbox"
 )
 
 func poolCommand() *cli.Command {
 	return &cli.Command{
-		Name: "pool", Usage: "keep shells ready, so that sandboxes wake sooner",
+		Name: "pool", Usage: "keep shells and places on networks ready, so that sandboxes wake sooner",
 		Description: "A shell is a jailed VMM with an empty machine. A sandbox that wakes from a template or a snapshot takes one, if one\n" +
 			"of its CPUs and memory stands ready, uses it once, and another is started in the background.",
 		Subcommands: []*cli.Command{
@@ -29,6 +30,7 @@ func poolCommand() *cli.Command {
 					&cli.DurationFlag{Name: "idle", Usage: "give up a class that nobody wanted for `TIME` (0: never)", Value: 10 * time.Minute},
 					&cli.IntFlag{Name: "cpus", Usage: "begin with the class of `N` virtual CPUs", Value: sandbox.DefaultCPUs},
 					&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "and that much memory", Value: "512m"},
+					&cli.StringFlag{Name: "network", Usage: "keep places on that `NETWORK` ready too, as --network of run has it"},
 					withoutFlag(),
 				},
 				Action: onSandboxHost(poolStart),
@@ -39,7 +41,7 @@ func poolCommand() *cli.Command {
 			})},
 			{Name: "serve", Hidden: true, Flags: []cli.Flag{
 				&cli.IntFlag{Name: "depth"}, &cli.IntFlag{Name: "max"}, &cli.DurationFlag{Name: "idle"},
-				&cli.IntFlag{Name: "cpus"}, &cli.StringFlag{Name: "memory"}, withoutFlag(),
+				&cli.IntFlag{Name: "cpus"}, &cli.StringFlag{Name: "memory"}, &cli.StringFlag{Name: "network"}, withoutFlag(),
 			}, Action: inBackground(servePool)},
 		},
 	}
@@ -49,11 +51,11 @@ func poolDir(c *cli.Context) string { return filepath.Join(stateDir(c), "pool") 
 
 // poolStart runs "spore pool serve" in the background and waits until its first shells stand ready.
 func poolStart(c *cli.Context) error {
-	if _, err := sandbox.AskPool(poolDir(c)); err == nil {
+	if _, _, err := sandbox.AskPool(poolDir(c)); err == nil {
 		return nil
 	}
 	args := []string{
-		"serve", "--depth", fmt.Sprint(c.Int("depth")), "--max", fmt.Sprint(c.Int("max")), "--idle", c.Duration("idle").String(),
+		"serve", "--network", c.String("network"), "--depth", fmt.Sprint(c.Int("depth")), "--max", fmt.Sprint(c.Int("max")), "--idle", c.Duration("idle").String(),
 		"--cpus", fmt.Sprint(c.Int("cpus")), "--memory", c.String("memory"),
 	}
 	for _, l := range c.StringSlice("jail-without") {
@@ -76,14 +78,29 @@ func servePool(c *cli.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	choice, err := network.ParseChoice(c.String("network"))
+	if err != nil {
+		return fmt.Errorf("--network: %w", err)
+	}
 	ctx, stop := signal.NotifyContext(context.WithoutCancel(c.Context), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
 	pool := sandbox.NewPool(poolDir(c), host, sandbox.PoolConfig{Depth: max(1, c.Int("depth")), Max: max(1, c.Int("max")), Idle: c.Duration("idle")})
-	first := sandbox.ClassOf(sandbox.Config{CPUs: c.Int("cpus"), Memory: memory, JailWithout: without})
+	cfg := sandbox.Config{CPUs: c.Int("cpus"), Memory: memory, JailWithout: without}
+	first := []sandbox.Class{sandbox.ClassOf(cfg)}
+	if !choice.None() {
+		cfg.Network = &sandbox.Network{Choice: choice}
+		first = append(first, sandbox.ClassOf(cfg))
+	}
 	var keepErr error
 	err = pool.Serve(ctx, func() {
-		if keepErr = pool.Keep(first); keepErr != nil {
+		for _, class := range first {
+			keepErr = errors.Join(keepErr, pool.Keep(class))
+		}
+		if !choice.None() {
+			keepErr = errors.Join(keepErr, pool.KeepPlaces(ctx, network.Request{Choice: choice}))
+		}
+		if keepErr != nil {
 			stop()
 			return
 		}
@@ -93,17 +110,26 @@ func servePool(c *cli.Context, ready func()) error {
 }
 
 func poolStatus(c *cli.Context) error {
-	stats, err := sandbox.AskPool(poolDir(c))
+	stats, places, err := sandbox.AskPool(poolDir(c))
 	if err != nil {
 		return err
 	}
 	if c.Bool("json") {
-		return printJSON(c.App.Writer, stats)
+		return printJSON(c.App.Writer, struct {
+			Shells   []sandbox.ShelfStats `json:"shells"`
+			Networks []network.ShelfStats `json:"networks"`
+		}{stats, places})
 	}
 	w := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "CPUS\tMEMORY\tDISK UP TO\tREADY\tHITS\tMISSES")
 	for _, s := range stats {
 		fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%d\t%d\n", s.CPUs, formatSize(s.Memory), formatSize(s.Disk), s.Ready, s.Hits, s.Misses)
+	}
+	if len(places) > 0 {
+		fmt.Fprintln(w, "NETWORK\tMEDIATED\tMTU\tREADY\tHITS\tMISSES")
+	}
+	for _, s := range places {
+		fmt.Fprintf(w, "%s\t%v\t%d\t%d\t%d\t%d\n", s.Choice, s.Mediated, s.MTU, s.Ready, s.Hits, s.Misses)
 	}
 	return w.Flush()
 }

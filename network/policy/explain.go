@@ -27,7 +27,7 @@ type Step struct {
 const maxExplained = 8
 
 // ExplainAddress says what would become of a flow to address: [tcp://|udp://|icmp://] and an IP address or a name, with or without
-// a port. Without a protocol it is TCP, without a port 443. On ports 80 and 443 a guest is supposed to say the name. names may be
+// a port. Without a protocol it is TCP, without a port 443. A guest is supposed to say the name by TLS where it has to say one. names may be
 // nil: a name's addresses are then not known. An error is ErrAddress: the address cannot be read.
 func (p *Policy) ExplainAddress(names *Names, address string) (Explanation, error) {
 	q, err := parseQuestion(address)
@@ -55,11 +55,7 @@ func (p *Policy) explainFlow(f Flow, names *Names, name string, t *trace) Verdic
 		t.say("What must the guest say?", "by TLS or HTTP a name that is allowed and that stands for this address, unless the rule has a port that needs no name")
 		return v
 	}
-	if !hasPort(web, f.Destination.Port()) {
-		t.say("What does the guest say?", "supposed is that it says no name")
-		return p.named(f, names, "", SpokenOther, t)
-	}
-	t.say("What does the guest say?", "supposed is "+name+", by TLS or HTTP")
+	t.say("What does the guest say?", "by TLS, "+name)
 	return p.named(f, names, name, SpokenTLS, t)
 }
 

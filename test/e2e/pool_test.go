@@ -20,11 +20,11 @@ type shelf struct {
 
 func (u *user) pool() shelf {
 	u.t.Helper()
-	var rows []shelf
-	if err := json.Unmarshal([]byte(u.must("pool", "status", "--json")), &rows); err != nil || len(rows) == 0 {
-		u.t.Fatalf("pool: %+v, %v", rows, err)
+	var status struct{ Shells []shelf }
+	if err := json.Unmarshal([]byte(u.must("pool", "status", "--json")), &status); err != nil || len(status.Shells) == 0 {
+		u.t.Fatalf("pool: %+v, %v", status, err)
 	}
-	return rows[0]
+	return status.Shells[0]
 }
 
 // TestPool wakes sandboxes in shells, and does without when there is none any more.
