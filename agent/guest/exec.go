@@ -42,6 +42,7 @@ func (a *server) exec(e agent.Exec, gone func() bool, r *agent.Reader, w *agent.
 	}
 	defer p.closeAll()
 	began := time.Now()
+	e.Env = a.withTrust(e.Env)
 	end, err := p.start(e)
 	if err != nil {
 		return startFailure(e.Args[0], err)

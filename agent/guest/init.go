@@ -101,6 +101,7 @@ func (a *server) setUp() error {
 		{"entropy", func(s agent.Setup) error { return addEntropy(s.Entropy) }},
 		{"root", a.mountRoot},
 		{"hostname", setHostname},
+		{"network", func(s agent.Setup) error { return a.setNetwork(s.Network, false) }},
 		{"cgroup", setCgroup},
 	} {
 		if err := step.do(a.setup); err != nil {
@@ -128,7 +129,9 @@ func setHostname(s agent.Setup) error {
 	}
 	// Best effort: an image without /etc, or with links there, goes without.
 	writeIfPlain("/etc/hostname", s.Hostname+"\n")
-	writeIfPlain("/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.1.1\t"+s.Hostname+"\n")
+	if s.Network == nil {
+		writeIfPlain(hostsFile, hosts(s.Hostname, "", nil))
+	}
 	return nil
 }
 

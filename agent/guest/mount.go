@@ -103,6 +103,11 @@ func populate(s agent.Setup) error {
 	if err := makeDevices(newRoot + "/dev"); err != nil {
 		return err
 	}
+	if s.ReadOnly && s.Network != nil {
+		if err := placeNames(newRoot); err != nil {
+			return err
+		}
+	}
 	if s.ReadOnly {
 		return mount{"", newRoot, "", unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | unix.MS_NODEV, ""}.do()
 	}

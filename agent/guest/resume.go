@@ -20,6 +20,7 @@ func (a *server) resumed(r agent.Resumed) error {
 	}{
 		{"entropy", func() error { return reseed(r.Entropy) }},
 		{"hostname", func() error { return a.rename(r.Hostname) }},
+		{"network", func() error { return a.renet(r.Network) }},
 		{"cgroup", func() error { return a.limitPids(r.Pids) }},
 		{"clock", func() error { return setClock(r.Now) }},
 		{"hooks", func() error { return a.runHooks(afterRestore) }},
@@ -29,6 +30,17 @@ func (a *server) resumed(r agent.Resumed) error {
 		}
 	}
 	return nil
+}
+
+func (a *server) renet(n *agent.Network) error {
+	if n == nil {
+		if n = a.setup.Network; n == nil {
+			return nil
+		}
+		return a.setNames(n) // the machine's own among them
+	}
+	a.setup.Network = n
+	return a.setNetwork(n, true)
 }
 
 func (a *server) rename(hostname string) error {

@@ -28,6 +28,7 @@ type server struct {
 
 	mu      sync.Mutex
 	running map[uint64]*process
+	ca      []byte // certificates that processes are told to trust; nil is none
 }
 
 func (a *server) add(id uint64, p *process) {
