@@ -46,6 +46,8 @@ type (
 	}
 	ipRange struct {
 		Subnet  netip.Prefix `json:"subnet"`
+		First   netip.Addr   `json:"rangeStart,omitzero"`
+		Last    netip.Addr   `json:"rangeEnd,omitzero"`
 		Gateway netip.Addr   `json:"gateway,omitzero"`
 	}
 	routeConf struct {
@@ -69,6 +71,11 @@ func generate(net Network, addresses string) ([]byte, error) {
 		r := ipRange{Subnet: p}
 		if i < len(net.Gateways) {
 			r.Gateway = net.Gateways[i] // it is nobody else's, on networks without a way out too
+		}
+		for _, part := range net.Ranges {
+			if p.Contains(part.First) {
+				r.First, r.Last = part.First, part.Last
+			}
 		}
 		plugin.IPAM.Ranges = append(plugin.IPAM.Ranges, []ipRange{r})
 	}

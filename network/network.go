@@ -40,6 +40,7 @@ type Network struct {
 	Choice
 	Created  time.Time      `json:"created,omitzero"`
 	Subnets  []netip.Prefix `json:"subnets,omitempty"`  // one of each family at most
+	Ranges   []AddrRange    `json:"ranges,omitempty"`   // parts of the subnets that sandboxes have addresses of; none: all
 	Gateways []netip.Addr   `json:"gateways,omitempty"` // of the subnets; the host's own address on nat and host-only
 	Bridge   string         `json:"bridge,omitempty"`   // interface of the host
 	MTU      int            `json:"mtu,omitempty"`      // 0: Linux's own, or the bridge's
@@ -50,10 +51,17 @@ type Network struct {
 // Options is what a user may say of a network when it is made. The zero value leaves all to us.
 type Options struct {
 	Subnets  []netip.Prefix // one of each family at most; none: picked so that no route of the host covers them
+	Ranges   []AddrRange    // parts of the subnets for sandboxes, one of each family at most; none: all. On a bridge there are others
 	Gateways []netip.Addr   // inside the subnets; none: the first address of each
 	MTU      int            // bytes, 1280 to 65535; 0: the kernel's
 	NoIPv6   bool           // pick no IPv6 subnet
 	DNS      []netip.Addr   // nameservers for guests
+}
+
+// AddrRange is a range of addresses, both ends included.
+type AddrRange struct {
+	First netip.Addr `json:"first"`
+	Last  netip.Addr `json:"last"`
 }
 
 // Errors that callers branch on.
@@ -123,7 +131,7 @@ func (n *Networks) design(c Choice, o Options) (Network, error) {
 	case c.Kind == KindCNI:
 		return net, fmt.Errorf("its record is a configuration list in %s", strings.Join(n.cfg.Lists, ", "))
 	case c.Kind == KindBridge && len(o.Subnets) == 0:
-		return net, errors.New("say which addresses of its segment are for sandboxes: --subnet, and --gateway if that is not the first of them")
+		return net, errors.New("say which subnet its segment is with --subnet, what of that is for sandboxes with --range, and the router with --gateway if that is not the first of it")
 	case o.MTU != 0 && (o.MTU < 1280 || o.MTU > 65535):
 		return net, fmt.Errorf("MTU %d: it must be 1280 to 65535", o.MTU)
 	case c.Kind == KindBridge:
@@ -132,15 +140,17 @@ func (n *Networks) design(c Choice, o Options) (Network, error) {
 	var err error
 	net.Subnets = o.Subnets
 	if len(o.Subnets) == 0 {
-		if len(o.Gateways) > 0 {
-			return net, errors.New("a gateway is of a subnet: give that too")
+		if len(o.Gateways)+len(o.Ranges) > 0 {
+			return net, errors.New("a gateway and a range are of a subnet: give that too")
 		}
 		net.Picked = true
 		if net.Subnets, err = n.pick(c, !o.NoIPv6); err != nil {
 			return net, err
 		}
 	}
-	net.Subnets, net.Gateways, err = checkSubnets(net.Subnets, o.Gateways)
+	if net.Subnets, net.Gateways, err = checkSubnets(net.Subnets, o.Gateways); err == nil {
+		net.Ranges, err = checkRanges(net.Subnets, o.Ranges)
+	}
 	if c.Kind == KindInternal {
 		net.Gateways = nil
 	}
@@ -191,7 +201,7 @@ func (n *Networks) ensure(c Choice) (Network, error) {
 	net, err := n.load(c)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && c.Kind == KindBridge:
-		return net, fmt.Errorf("%w: %s: make it with: spore network create %s --subnet ADDRESSES", ErrNotFound, c, c)
+		return net, fmt.Errorf("%w: %s: make it with: spore network create --subnet PREFIX %s", ErrNotFound, c, c)
 	case errors.Is(err, fs.ErrNotExist):
 		if net, err = n.design(c, Options{}); err == nil {
 			err = n.save(net)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 )
@@ -21,6 +22,19 @@ func Probe(ctx context.Context) error {
 		}
 		return probeHere(ctx)
 	})
+}
+
+// Plugins returns where the plugins are that our own networks need, or an error that names one that is missing.
+func (n *Networks) Plugins() (string, error) {
+	var found []string
+	for _, name := range []string{"bridge", "host-local"} {
+		path, err := findPlugin(n.cfg.Plugins, name)
+		if err != nil {
+			return "", err
+		}
+		found = append(found, path)
+	}
+	return strings.Join(found, ", "), nil
 }
 
 // probeHere is Probe in the calling thread's namespace, which is a new one.

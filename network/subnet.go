@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -37,7 +38,7 @@ func pick4(taken []netip.Prefix) (netip.Prefix, error) {
 			}
 		}
 	}
-	return netip.Prefix{}, errors.New("pick subnet: the host has routes to all that there are to pick from: give one with spore network create --subnet")
+	return netip.Prefix{}, errors.New("pick subnet: the host has routes to all that there are to pick from: give one with spore network create --subnet PREFIX")
 }
 
 func add4(a netip.Addr, n uint32) netip.Addr {
@@ -56,7 +57,7 @@ func pick6(taken []netip.Prefix, random func([]byte)) (netip.Prefix, error) {
 			return p, nil
 		}
 	}
-	return netip.Prefix{}, errors.New("pick subnet: no free IPv6 prefix found: give one with spore network create --subnet")
+	return netip.Prefix{}, errors.New("pick subnet: no free IPv6 prefix found: give one with spore network create --subnet PREFIX")
 }
 
 func overlapsAny(p netip.Prefix, others []netip.Prefix) bool {
@@ -132,4 +133,17 @@ func checkSubnets(subnets []netip.Prefix, gateways []netip.Addr) ([]netip.Prefix
 		all = append(all, g)
 	}
 	return masked, all, nil
+}
+
+// checkRanges judges which parts of the subnets are for sandboxes.
+func checkRanges(subnets []netip.Prefix, ranges []AddrRange) ([]AddrRange, error) {
+	seen := map[bool]bool{}
+	for _, r := range ranges {
+		i := slices.IndexFunc(subnets, func(p netip.Prefix) bool { return p.Contains(r.First) && p.Contains(r.Last) })
+		if i < 0 || r.Last.Less(r.First) || seen[r.First.Is4()] {
+			return nil, fmt.Errorf("range %s-%s: not inside one of the subnets %v, from its end to its beginning, or a second one", r.First, r.Last, subnets)
+		}
+		seen[r.First.Is4()] = true
+	}
+	return ranges, nil
 }

@@ -178,8 +178,10 @@ func openSandboxes(c *cli.Context) (*sandbox.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = networks.Sweep(c.Context, store.Alive)
-	return store, errors.Join(err, store.Sweep(), openTemplates(c).Sweep(), sandbox.SweepShells(poolDir(c)), snapshot.SweepVolatile(volatileDirs()...))
+	if _, err := networks.Sweep(c.Context, store.Alive); err != nil {
+		logger(c).Warn("some of what killed sandboxes left on networks stays", "err", err) // and is tried again by the next command
+	}
+	return store, errors.Join(store.Sweep(), openTemplates(c).Sweep(), sandbox.SweepShells(poolDir(c)), snapshot.SweepVolatile(volatileDirs()...))
 }
 
 // findAll resolves every argument, at least one.

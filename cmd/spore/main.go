@@ -44,7 +44,7 @@ func newApp() *cli.App {
 		},
 		Commands: []*cli.Command{
 			runCommand(), createCommand(), startCommand(), execCommand(), attachCommand(), stopCommand(), killCommand(),
-			rmCommand(), pauseCommand(), resumeCommand(), forkCommand(), cloneCommand(), snapshotCommand(), poolCommand(), lsCommand(), inspectCommand(), logsCommand(), waitCommand(), cpCommand(), statsCommand(),
+			rmCommand(), pauseCommand(), resumeCommand(), forkCommand(), cloneCommand(), snapshotCommand(), networkCommand(), poolCommand(), lsCommand(), inspectCommand(), logsCommand(), waitCommand(), cpCommand(), statsCommand(),
 			imageCommand(), hostCommand(), doctorCommand(), labCommand(), versionCommand(), completionCommand(), superviseCommand(),
 		},
 	}

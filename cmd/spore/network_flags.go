@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -134,14 +133,4 @@ func readLine(in io.Reader) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("a line of more than %d bytes", maxLine)
-}
-
-// openNetworks opens the directory of networks: it is of this boot of this machine, like the sandboxes.
-func openNetworks(c *cli.Context) (*network.Networks, error) {
-	return network.Open(network.Config{
-		Dir:     filepath.Join(stateDir(c), "networks"),
-		Plugins: []string{beside("cni"), "/opt/cni/bin", "/usr/lib/cni"},
-		Lists:   []string{"/etc/cni/net.d"},
-		Log:     logger(c),
-	})
 }
