@@ -26,6 +26,7 @@ type files struct {
 	console                string // where the guest's console goes; "" is nowhere
 	state, memory, hot     string // a snapshot to wake from, in place of the kernel, and its hot pages; "" boots, or has none
 	without                []jailer.Layer
+	processor              string // what KVM said of it; "" is asked for every time
 	cid                    uint32 // of QEMU's guest; 0 is a new one
 }
 
@@ -129,6 +130,7 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 	if m.listener, err = m.broker.Listen(agent.ControlPort); err != nil {
 		return nil, err
 	}
+	c.Processor = sandbox.Processor(list[1+int(api.KVMFile)], f.processor)
 	if err := api.Send(config, &c); err != nil {
 		return nil, err
 	}

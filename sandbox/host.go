@@ -22,6 +22,7 @@ type Host struct {
 	Pool      string     // directory of the pool of shells; "" for none
 	Disks     string     // directory that writable layers are in
 	Net       string     // path of spore-net
+	Processor string     // path of the file that the answer to Processor is kept in; "" for none
 
 	Networks *network.Networks
 	Secrets  map[string]string // by name: those that were read from standard input

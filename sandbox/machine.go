@@ -101,6 +101,7 @@ func (m *machine) shell(cfg Config, host Host, from *snapshot.Dormant) *shell {
 
 // spawn starts a VMM of our own with the files that its configuration names.
 func (m *machine) spawn(cfg Config, host Host, writable *os.File, vmCfg api.Config, list []*os.File) error {
+	vmCfg.Processor = Processor(list[api.KVMFile], host.Processor)
 	configIn, configOut, err := socketpair(unix.SOCK_STREAM)
 	if err != nil {
 		return err

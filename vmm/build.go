@@ -54,7 +54,10 @@ func maskPICs(vm *kvm.VM) error {
 }
 
 func (m *Machine) makeVCPUs(sys *kvm.System) error {
-	supported, err := sys.SupportedCPUID()
+	supported, err := kvm.ParseCPUID(m.cfg.Processor)
+	if len(supported) == 0 && err == nil {
+		supported, err = sys.SupportedCPUID()
+	}
 	if err != nil {
 		return err
 	}

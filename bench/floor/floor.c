@@ -10,13 +10,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <linux/filter.h>
 #include <linux/landlock.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <linux/securebits.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -190,16 +190,25 @@ static void pair(int kind, int *ours, int *theirs)
 	*theirs = raised(p[1]);
 }
 
+static struct config told;
+
+// ask asks KVM once what it can virtualise: Spore keeps the answer in a file.
+static void ask(void)
+{
+	int device = (int)MUST("open", open("/dev/kvm", O_RDWR | O_CLOEXEC));
+	told.processor.nent = 256;
+	MUST("supported cpuid", ioctl(device, KVM_GET_SUPPORTED_CPUID, &told.processor));
+	close(device);
+}
+
 static void tell(int config)
 {
-	static struct { struct config head; struct sock_filter filters[2 * MAX_FILTER]; } m;
 	struct stat st;
 	MUST("stat memory", stat(memory_path, &st));
-	m.head = (struct config){(uint64_t)st.st_size, lengths[1], lengths[2]};
-	memcpy(m.filters, filters[1], lengths[1] * sizeof *m.filters);
-	memcpy(m.filters + lengths[1], filters[2], lengths[2] * sizeof *m.filters);
-	size_t size = sizeof m.head + (lengths[1] + lengths[2]) * sizeof *m.filters;
-	MUST("write configuration", write(config, &m, size));
+	told.memory = (uint64_t)st.st_size, told.running = lengths[1], told.vcpu = lengths[2];
+	memcpy(told.filters, filters[1], lengths[1] * sizeof *told.filters);
+	memcpy(told.filters + lengths[1], filters[2], lengths[2] * sizeof *told.filters);
+	MUST("write configuration", write(config, &told, offsetof(struct config, filters) + (lengths[1] + lengths[2]) * sizeof *told.filters));
 }
 
 static void hear(int control, struct report *r)
@@ -303,6 +312,7 @@ int main(int argc, char **argv)
 	FILE *f = fopen("/proc/sys/kernel/cap_last_cap", "r");
 	if (!f || fscanf(f, "%d", &last_cap) != 1) last_cap = 40;
 	if (f) fclose(f);
+	ask();
 	char *stack = aligned_alloc(4096, STACK);
 	for (char line[16]; fgets(line, sizeof line, stdin);) wake(stack);
 	return 0;

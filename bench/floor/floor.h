@@ -1,5 +1,8 @@
 // What both halves of the floor share: see floor.c.
 #pragma once
+#include <linux/filter.h>
+#include <linux/kvm.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <stdio.h>
@@ -13,7 +16,10 @@ enum { MAX_FILTER = 4096 };
 // config is what the jailed half is told, on FD_CONFIG.
 struct config {
 	uint64_t memory;
-	uint32_t running, vcpu; // instructions of the filters, which follow: first running's, then vcpu's
+	uint32_t running, vcpu;	      // instructions of the filters: first running's, then vcpu's
+	struct kvm_cpuid2 processor; // KVM_GET_SUPPORTED_CPUID
+	struct kvm_cpuid_entry2 leaves[256];
+	struct sock_filter filters[2 * MAX_FILTER]; // only as much of it as there is is sent
 };
 
 // report is what the jailed half says on FD_CONTROL: when its vCPU was about to run, then when that came back.

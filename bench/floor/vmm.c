@@ -3,8 +3,6 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <linux/filter.h>
-#include <linux/kvm.h>
 #include <linux/seccomp.h>
 #include <linux/futex.h>
 #include <linux/sched.h>
@@ -29,7 +27,6 @@ enum { GUARD = 2 << 20, BLOCK = 2 << 20, DEVICE = 0xd0000000, KICK = 0x50, GSI =
 enum tag { MACHINE = 1, BLOCKS, CHIP, CLOCK, MP, REGS, XSAVE, XCRS, SREGS, MSRS, LAPIC, DEBUGREGS, EVENTS, CPUID };
 
 static struct config config;
-static struct sock_filter filters[2 * MAX_FILTER];
 static int vm, vcpu;
 static char *ram, *state;
 static const char *part[CPUID + 1][3]; // sections of the state by tag; there are three chips
@@ -38,7 +35,7 @@ static uint32_t gate; // 1 once the vCPU may run
 
 static void filter(unsigned flags, unsigned from, unsigned n)
 {
-	struct sock_fprog p = {(unsigned short)n, filters + from};
+	struct sock_fprog p = {(unsigned short)n, config.filters + from};
 	MUST("seccomp", syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &p));
 }
 
@@ -69,8 +66,8 @@ static void create(void)
 
 static void receive(void)
 {
-	MUST("configuration", read(FD_CONFIG, &config, sizeof config));
-	MUST("configuration", read(FD_CONFIG, filters, sizeof filters));
+	MUST("configuration", read(FD_CONFIG, &config, offsetof(struct config, leaves)));
+	MUST("configuration", read(FD_CONFIG, (char *)&config + offsetof(struct config, leaves), sizeof config - offsetof(struct config, leaves)));
 	fcntl(FD_CONTROL, F_SETFL, O_RDWR | O_NONBLOCK);
 	for (int fd = FD_STATE; fd < FD_END; fd++) fcntl(fd, F_SETFD, FD_CLOEXEC);
 	close(FD_CONFIG);
@@ -78,7 +75,6 @@ static void receive(void)
 
 static void make_vm(void)
 {
-	static struct { struct kvm_cpuid2 head; struct kvm_cpuid_entry2 entries[256]; } cpuid;
 	char *whole = mmap(NULL, config.memory + 2 * GUARD + BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	ram = (char *)(((uintptr_t)whole + GUARD + BLOCK - 1) & ~(uintptr_t)(BLOCK - 1));
 	MUST("ram", mprotect(ram, config.memory, PROT_READ | PROT_WRITE));
@@ -94,15 +90,13 @@ static void make_vm(void)
 		chip.chip.pic.imr = 0xff;
 		MUST("pic", ioctl(vm, KVM_SET_IRQCHIP, &chip));
 	}
-	cpuid.head.nent = 256;
-	MUST("supported cpuid", ioctl(FD_KVM, KVM_GET_SUPPORTED_CPUID, &cpuid));
 	ioctl(FD_KVM, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER);
 	vcpu = (int)MUST("vcpu", ioctl(vm, KVM_CREATE_VCPU, 0));
 	fcntl(vcpu, F_SETFD, FD_CLOEXEC);
 	mmap(NULL, 12288, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
 	ioctl(FD_KVM, KVM_CHECK_EXTENSION, KVM_CAP_GET_TSC_KHZ);
 	ioctl(vcpu, KVM_GET_TSC_KHZ, 0);
-	MUST("cpuid", ioctl(vcpu, KVM_SET_CPUID2, &cpuid));
+	MUST("cpuid", ioctl(vcpu, KVM_SET_CPUID2, &config.processor));
 	close(FD_KVM);
 }
 

@@ -163,7 +163,7 @@ func sandboxHost(c *cli.Context) (sandbox.Host, error) {
 		return sandbox.Host{}, err
 	}
 	return sandbox.Host{VMM: beside("spore-vmm"), Kernel: kernel, Initramfs: beside("initramfs.cpio"), Templates: openTemplates(c),
-		Pool: poolDir(c), Disks: filepath.Join(stateDir(c), "sandboxes"), Net: beside("spore-net"), Networks: networks, Log: logger(c),
+		Pool: poolDir(c), Disks: filepath.Join(stateDir(c), "sandboxes"), Net: beside("spore-net"), Processor: filepath.Join(stateDir(c), "processor"), Networks: networks, Log: logger(c),
 	}, nil
 }
 

@@ -17,7 +17,7 @@ var mayImport = map[string][]string{
 	"cmd/spore-probe":       {"lab/probe"},
 	"cmd/spore-agent":       {"agent", "agent/..."},
 	"cmd/spore-hostinit":    {"emuhost/...", "kvm"},
-	"sandbox/...":           {"sandbox/...", "snapshot", "network", "network/policy", "network/api", "network/mediator", "rootfs", "jailer", "jailer/cgroup", "vmm/api", "vmm/policy", "agent", "guest", "internal/..."},
+	"sandbox/...":           {"sandbox/...", "snapshot", "network", "network/policy", "network/api", "network/mediator", "rootfs", "jailer", "jailer/cgroup", "kvm", "vmm/api", "vmm/policy", "agent", "guest", "internal/..."},
 	"jailer/...":            {"jailer/...", "internal/testenv"},
 	"vmm":                   {"vmm/...", "virtio", "virtio/...", "guestmem", "kvm", "jailer/seccomp", "internal/..."},
 	"vmm/api":               {"internal/wire"},

@@ -202,7 +202,7 @@ func takeMany(b []byte, v reflect.Value) (_ []byte, err error) {
 	case n == 0:
 		return b, nil
 	case kind == reflect.Slice && v.Type().Elem().Kind() == reflect.Uint8:
-		v.SetBytes(append([]byte(nil), b[:n]...))
+		v.SetBytes(b[:n:n]) // the frame is nobody else's
 		return b[n:], nil
 	case kind == reflect.Slice:
 		v.Set(reflect.MakeSlice(v.Type(), int(n), int(n)))

@@ -125,9 +125,11 @@ func (d *decoder) vcpu(v *VCPU) {
 	fixed(d, tagLAPIC, &v.LAPIC)
 	fixed(d, tagDebugRegs, &v.DebugRegs)
 	fixed(d, tagEvents, &v.Events)
-	for b := d.list(tagCPUID, cpuidSize, MaxCPUID); len(b) > 0; b = b[cpuidSize:] {
-		w := func(i int) uint32 { return le.Uint32(b[4*i:]) }
-		v.CPUID = append(v.CPUID, kvm.CPUIDEntry{Function: w(0), Index: w(1), Flags: w(2), EAX: w(3), EBX: w(4), ECX: w(5), EDX: w(6)})
+	if b := d.section(tagCPUID, -1); d.err == nil && len(b) > 0 {
+		var err error
+		if v.CPUID, err = kvm.ParseCPUID(b); err != nil {
+			d.fail("%v", err)
+		}
 	}
 }
 

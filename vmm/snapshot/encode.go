@@ -38,7 +38,6 @@ const (
 	sectionHead = 8
 	machineSize = 8 + 4 + 4 + 4
 	msrSize     = 4 + 8
-	cpuidSize   = 7 * 4
 )
 
 var le = binary.LittleEndian
@@ -96,13 +95,7 @@ func (v *VCPU) append(b []byte) []byte {
 	b = section(b, tagLAPIC, kvm.Bytes(&v.LAPIC))
 	b = section(b, tagDebugRegs, kvm.Bytes(&v.DebugRegs))
 	b = section(b, tagEvents, kvm.Bytes(&v.Events))
-	leaves := make([]byte, 0, cpuidSize*len(v.CPUID))
-	for _, e := range v.CPUID {
-		for _, w := range [...]uint32{e.Function, e.Index, e.Flags, e.EAX, e.EBX, e.ECX, e.EDX} {
-			leaves = le.AppendUint32(leaves, w)
-		}
-	}
-	return section(b, tagCPUID, leaves)
+	return section(b, tagCPUID, kvm.AppendCPUID(nil, v.CPUID))
 }
 
 // check reports the first thing in s that is out of bounds.
