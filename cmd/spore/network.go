@@ -38,6 +38,7 @@ func networkCommand() *cli.Command {
 			{Name: "inspect", Usage: "print all that is known of networks and who is on them, as JSON", ArgsUsage: "NETWORK...", Flags: []cli.Flag{jsonFlag()}, Action: onSandboxHost(networkInspect)},
 			{Name: "rm", Usage: "remove networks that no sandbox is on", ArgsUsage: "NETWORK...", Action: onSandboxHost(networkRemove)},
 			networkExplainCommand(),
+			networkLogCommand(),
 		},
 	}
 }

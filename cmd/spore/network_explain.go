@@ -85,4 +85,3 @@ func networkLogCommand() *cli.Command {
 	}
 }
 
-var _ = []any{networkExplainCommand, networkLogCommand}
