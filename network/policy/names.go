@@ -173,3 +173,11 @@ func (n *Names) stands(name string, addr netip.Addr) bool {
 	}
 	return false
 }
+
+// Forget drops everything: the guest is another one from now on.
+func (n *Names) Forget() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.byAddr, n.byName = map[netip.Addr][]*pair{}, map[string][]*pair{}
+	n.order.Init()
+}
