@@ -10,8 +10,9 @@ import (
 // most use, and those outside it of Alibaba, Azure and Oracle; of Amazon, Google, Oracle and OpenStack in IPv6. No guest reaches them
 // over a switched network.
 const (
-	metadata4 = "169.254.0.0/16, 100.100.100.200, 168.63.129.16, 192.0.0.192"
-	metadata6 = "fd00:ec2::254, fd00:ec2::23, fd20:ce::254, fd00:c1::a9fe:a9fe, fe80::a9fe:a9fe"
+	linkLocal4 = "169.254.0.0/16"
+	metadata4  = "100.100.100.200, 168.63.129.16, 192.0.0.192"
+	metadata6  = "fd00:ec2::254, fd00:ec2::23, fd20:ce::254, fd00:c1::a9fe:a9fe, fe80::a9fe:a9fe"
 )
 
 // guestRules is the ruleset in a switched attachment's namespace, which is the join of the tap to the plugin's interface and the
@@ -77,11 +78,11 @@ const guestBegin = `table netdev spore {
 func writeARP(b *strings.Builder, mac MAC, own []string) {
 	b.WriteString("\n\tchain from_arp {\n")
 	if len(own) > 0 {
-		set := strings.Join(own, ", ")
+		set := oneOf(own)
 		fmt.Fprintf(b, "\t\tarp htype != 1 goto deny\n\t\tarp ptype != ip goto deny\n\t\tarp hlen != 6 goto deny\n\t\tarp plen != 4 goto deny\n")
 		fmt.Fprintf(b, "\t\tarp saddr ether != %s goto spoof\n", mac)
-		fmt.Fprintf(b, "\t\tarp operation { request, reply } arp saddr ip { %s } goto pass\n", set)
-		fmt.Fprintf(b, "\t\tarp operation request arp saddr ip 0.0.0.0 arp daddr ip { %s } goto pass\n", set)
+		fmt.Fprintf(b, "\t\tarp operation { request, reply } arp saddr ip %s goto pass\n", set)
+		fmt.Fprintf(b, "\t\tarp operation request arp saddr ip 0.0.0.0 arp daddr ip %s goto pass\n", set)
 	}
 	b.WriteString("\t\tgoto spoof\n\t}\n")
 }
@@ -92,9 +93,10 @@ func writeARP(b *strings.Builder, mac MAC, own []string) {
 func writeIPv4(b *strings.Builder, own []string) {
 	b.WriteString("\n\tchain from_ip4 {\n")
 	if len(own) > 0 {
-		fmt.Fprintf(b, "\t\tip saddr != { %s } goto spoof\n", strings.Join(own, ", "))
-		fmt.Fprintf(b, "\t\tip daddr { %s } goto deny\n", metadata4)
-		b.WriteString("\t\tip option lsrr exists goto deny\n\t\tip option ssrr exists goto deny\n")
+		fmt.Fprintf(b, "\t\tip saddr != %s goto spoof\n", oneOf(own))
+		fmt.Fprintf(b, "\t\tip daddr %s goto deny\n\t\tip daddr { %s } goto deny\n", linkLocal4, metadata4)
+		b.WriteString("\t\tip hdrlength > 5 ip option lsrr exists goto deny\n\t\tip hdrlength > 5 ip option ssrr exists goto deny\n")
+		b.WriteString("\t\tip protocol tcp goto pass\n")
 		b.WriteString("\t\tip protocol icmp icmp type { redirect, router-advertisement } goto deny\n")
 		b.WriteString("\t\tip protocol igmp igmp type membership-query goto deny\n")
 		b.WriteString("\t\tip protocol udp udp sport 67 goto deny\n")
@@ -112,9 +114,10 @@ func writeIPv4(b *strings.Builder, own []string) {
 const ipv6Rules = `
 	chain from_ip6 {
 		ip6 daddr { %[1]s } goto deny
-		exthdr rt exists goto deny
 		ip6 saddr :: goto unspecified6
 		ip6 saddr != { %[2]s } goto spoof
+		ip6 nexthdr tcp goto pass
+		exthdr rt exists goto deny
 		frag nexthdr != { tcp, udp, ipv6-icmp } goto deny
 		meta l4proto ipv6-icmp goto from_icmp6
 		meta l4proto udp udp sport 547 goto deny
@@ -160,6 +163,14 @@ func writeIPv6(b *strings.Builder, mac MAC, own []string) {
 		fmt.Fprintf(b, "\t\tip6 length 32 @th,64,128 %s @th,192,64 0x0201%s goto pass\n", hexAddr(a), hex)
 	}
 	b.WriteString("\t\tgoto spoof\n\t}\n")
+}
+
+// oneOf is what matches any of a list.
+func oneOf(list []string) string {
+	if len(list) == 1 {
+		return list[0] // a comparison, where a set is a look-up
+	}
+	return "{ " + strings.Join(list, ", ") + " }"
 }
 
 func hexAddr(s string) string {
