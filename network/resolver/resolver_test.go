@@ -335,6 +335,9 @@ func TestRefusesForms(t *testing.T) {
 			m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeA, Class: 1}}}
 		}, dns.RcodeFormatError},
 		"signature": {func(m *dns.Msg) { m.Extra = nil; m.SetTsig("k.", dns.HmacSHA256, 300, 0) }, dns.RcodeFormatError},
+		"extras": {func(m *dns.Msg) {
+			m.Extra = append(m.Extra, &dns.A{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeA, Class: 1}})
+		}, dns.RcodeFormatError},
 		"chaos":     {func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }, dns.RcodeNotImplemented},
 		"any class": {func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassANY }, dns.RcodeNotImplemented},
 		"version":   {func(m *dns.Msg) { m.IsEdns0().SetVersion(1) }, dns.RcodeBadVers},
