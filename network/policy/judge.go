@@ -70,12 +70,15 @@ func (p *Policy) byAddress(f Flow, at *address, t *trace) (v Verdict, final bool
 func (f Flow) valid() bool {
 	switch f.Protocol {
 	case TCP, UDP:
-		return f.Destination.IsValid() && f.Destination.Port() != 0
+		return f.Destination.Port() != 0 && isDestination(f.Destination.Addr())
 	case ICMP:
-		return f.Destination.IsValid()
+		return isDestination(f.Destination.Addr())
 	}
 	return false
 }
+
+// isDestination reports whether an address can be one: the unspecified address would be the host itself on Linux, under any rule.
+func isDestination(a netip.Addr) bool { return a.IsValid() && !a.Unmap().IsUnspecified() }
 
 // byNames judges a flow by the names that its destination stands for.
 func (p *Policy) byNames(f Flow, at *address, names *Names, t *trace) Verdict {
@@ -310,8 +313,8 @@ func (p *Policy) Alias(target string) Verdict {
 // may not (an answer into a private network is how DNS rebinding begins).
 func (p *Policy) Answer(name string, addr netip.Addr) Verdict {
 	canonical, err := CanonicalName(name)
-	if err != nil || !addr.IsValid() {
-		return Verdict{Rule: defaultName, Reason: "that is no host name, or no address"}
+	if err != nil || !isDestination(addr) {
+		return Verdict{Rule: defaultInvalid, Reason: "that is no host name, or no host's address"}
 	}
 	at := p.look(addr)
 	for _, r := range p.denied {

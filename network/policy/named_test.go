@@ -142,7 +142,7 @@ func TestLookup(t *testing.T) {
 func TestAnswer(t *testing.T) {
 	for text, cases := range map[string]map[string]string{
 		"": {"a.example.org=93.184.216.34": "allow default:public", "a.example.org=10.0.0.1": "deny default:private", "a.example.org=169.254.169.254": "deny default:metadata",
-			"a.example.org=0.0.0.0": "deny default:reserved", "a.example.org=192.168.1.5": "deny default:host", "a.example.org=10.200.0.1": "deny default:sandbox",
+			"a.example.org=0.0.0.0": "deny default:invalid", "a.example.org=192.168.1.5": "deny default:host", "a.example.org=10.200.0.1": "deny default:sandbox",
 			"a.example.org=::ffff:127.0.0.1": "deny default:loopback", "a.example.org=64:ff9b::7f00:1": "deny default:loopback", "a.example.org=64:ff9b::808:808": "allow default:public"},
 		"allow *.example.org@10.0.0.0/8; allow b.test; allow 192.168.7.7:80; allow c.test@169.254.169.254; deny 93.184.216.0/24; deny 8.8.8.8:53": {
 			"a.example.org=10.0.0.1": "allow allow *.example.org@10.0.0.0/8", "example.org=10.0.0.1": "deny default:private", "b.test=10.0.0.1": "deny default:private",

@@ -215,6 +215,8 @@ func parsePrefix(s string) (netip.Prefix, error) {
 			return netip.Prefix{}, errors.New("a rule's address has no zone")
 		case a.Is4In6():
 			return netip.Prefix{}, fmt.Errorf("write %s: it is an IPv4 address", a.Unmap())
+		case a.IsUnspecified():
+			return netip.Prefix{}, fmt.Errorf("%s is no address of any host: write %s/0, or * for every public address", a, a)
 		}
 		return netip.PrefixFrom(a, a.BitLen()), nil
 	}

@@ -93,6 +93,8 @@ func TestRules(t *testing.T) {
 		"::ffff:1.2.3.4":      "write 1.2.3.4",
 		"[::ffff:1.2.3.4]:22": "write 1.2.3.4",
 		"::ffff:10.0.0.0/104": "as IPv4",
+		"0.0.0.0":             "write 0.0.0.0/0",
+		"[::]:22":             "write ::/0",
 		"fe80::1%eth0":        "no zone",
 		"１２７.０.０.１":           "ends in a number",
 		"[1.2.3.4]:22":        "brackets are for an IPv6",

@@ -143,8 +143,8 @@ func (s *Server) answer(ctx context.Context, q *query) outcome {
 
 // denied is the outcome of a question that the policy does not allow, and tells whoever keeps the records.
 //
-// It is NXDOMAIN, since that is what every program takes for an answer at once: musl waits for 5 s twice after REFUSED and glibc asks
-// again. RFC 8914's extended error says what it really is.
+// It is NXDOMAIN, since that is what every program takes for an answer at once: musl 1.2.3 goes on waiting for its whole 5 s after
+// REFUSED and after SERVFAIL, and both it and glibc then call the failure temporary. RFC 8914's extended error says what it really is.
 func (s *Server) denied(q *query, v policy.Verdict) outcome {
 	s.record(q, v)
 	o := outcome{rcode: dns.RcodeNameError, verdict: v, extended: dns.ExtendedErrorCodeBlocked}
