@@ -53,7 +53,8 @@ func withoutFlag() cli.Flag {
 // allowedMissing returns the layers that --jail-without names.
 func allowedMissing(c *cli.Context) ([]jailer.Layer, error) {
 	var layers []jailer.Layer
-	for _, name := range c.StringSlice("jail-without") {
+	// The variable can hold one value only, so that several are separated by commas.
+	for _, name := range strings.FieldsFunc(strings.Join(c.StringSlice("jail-without"), ","), func(r rune) bool { return r == ',' }) {
 		if !slices.Contains(jailer.Optional(), jailer.Layer(name)) {
 			return nil, usagef(c, "--jail-without %s: no layer that may be missing; there are %v", name, jailer.Optional())
 		}

@@ -32,10 +32,12 @@ func newApp() *cli.App {
 		Description:          "A sandbox is a microVM with one image, one command, limits and an outcome.\nTry: spore run debian:12 -- echo hello",
 		Version:              version,
 		EnableBashCompletion: true,
-		Suggest:              true,
-		HideHelpCommand:      true,
-		ExitErrHandler:       func(*cli.Context, error) {}, // exitCode prints, once
-		OnUsageError:         usageError,
+		// A comma is part of what is given: ports of a rule, values of a variable.
+		DisableSliceFlagSeparator: true,
+		Suggest:                   true,
+		HideHelpCommand:           true,
+		ExitErrHandler:            func(*cli.Context, error) {}, // exitCode prints, once
+		OnUsageError:              usageError,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "debug", Usage: "log what Spore does to standard error", EnvVars: []string{"SPORE_DEBUG"}},
 			&cli.BoolFlag{Name: "native", Usage: "never use the emulated host; fail if this host cannot run guests", EnvVars: []string{"SPORE_NATIVE"}},
