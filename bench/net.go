@@ -204,20 +204,26 @@ func runIperf(g *ready, args []string, figure func(iperfResult) float64) (float6
 	}
 	defer server.Wait()
 	defer cancel()
-	var out []byte
-	var err error
 	for { // until the server listens, which it does not tell
-		if out, err = g.exec(nil, append([]string{"iperf3", "-J", "-t", strconv.Itoa(netSeconds), "-c", hostAddr}, args...)...); err == nil || ctx.Err() != nil {
-			break
+		v, err := iperfOnce(g, args, figure)
+		if err == nil || ctx.Err() != nil {
+			return v, err
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+func iperfOnce(g *ready, args []string, figure func(iperfResult) float64) (float64, error) {
+	out, err := g.exec(nil, append([]string{"iperf3", "-J", "-t", strconv.Itoa(netSeconds), "-c", hostAddr}, args...)...)
 	if err != nil {
 		return 0, err
 	}
 	var result iperfResult
-	if err := json.Unmarshal(out, &result); err != nil || result.Error != "" {
-		return 0, fmt.Errorf("iperf3's output: %w %s", err, result.Error)
+	if err := json.Unmarshal(out, &result); err != nil {
+		return 0, fmt.Errorf("iperf3's output: %w", err)
+	}
+	if result.Error != "" {
+		return 0, fmt.Errorf("iperf3: %s", result.Error)
 	}
 	return figure(result), nil
 }
