@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+
+	"spore/internal/timing"
 )
 
 // Request asks for one sandbox's place on a network.
@@ -32,8 +34,12 @@ type Attachment struct {
 	DNS       []netip.Addr   `json:"dns,omitempty"`    // nameservers that can be reached from there
 	Search    []string       `json:"search,omitempty"` // domains to look names up in
 
-	lock *os.File // of one that is prepared
+	lock  *os.File      // of one that is prepared
+	steps []timing.Step // where the time of making it went
 }
+
+// Steps says where the time of making the attachment went.
+func (a *Attachment) Steps() []timing.Step { return a.steps }
 
 // Route is one route of an attachment.
 type Route struct {

@@ -103,9 +103,13 @@ func (n *Networks) leave(ctx context.Context, r record) error {
 	return n.forget(r.ID)
 }
 
-// forget removes the record and the lock of an attachment, in this order: what has a lock only is swept.
+// forget removes the files of an attachment, its record first and its lock last: what has any other is swept.
 func (n *Networks) forget(id string) error {
-	return errors.Join(removeFile(n.path(attachmentsDir, id+".json.tmp")), removeFile(n.path(attachmentsDir, id+".json")), removeFile(n.path(attachmentsDir, id+".lock")))
+	var errs []error
+	for _, suffix := range []string{".json.tmp", ".json", ".of", ".lock"} {
+		errs = append(errs, removeFile(n.path(attachmentsDir, id+suffix)))
+	}
+	return errors.Join(errs...)
 }
 
 // forgetAddresses makes the host forget what it knows of an attachment's addresses: the next who has them has another MAC, and must not get

@@ -22,7 +22,7 @@ import (
 const (
 	lockFile       = "lock"        // covers the networks: their records, bridges and rules
 	networksDir    = "networks"    // KEY.json, and KEY.nft: the rules that were loaded last
-	attachmentsDir = "attachments" // ID.json, and ID.lock, which whoever works on it holds
+	attachmentsDir = "attachments" // ID.json, ID.lock, which whoever works on it holds, and ID.of, a link that says whose it is if it was pooled
 	netnsDir       = "netns"       // ID: a namespace, by a bind mount
 	addressesDir   = "addresses"   // host-local's, a directory for each network
 	resultsDir     = "cni"         // libcni's
@@ -122,6 +122,11 @@ func (n *Networks) loadAttachment(id string) (record, error) {
 	err := readJSON(n.path(attachmentsDir, id+".json"), &r)
 	if err == nil && r.ID != id {
 		err = fmt.Errorf("%s.json: it is the record of %q", id, r.ID)
+	}
+	if err == nil && r.Phase == phasePooled {
+		if whose, err := os.Readlink(n.path(attachmentsDir, id+".of")); err == nil && validID(whose) {
+			r.Sandbox, r.Phase = whose, phaseReady
+		}
 	}
 	return r, err
 }
