@@ -33,6 +33,11 @@ func (n *Networks) raiseBridge(ctx context.Context, net Network, dns []netip.Add
 	if err := loadRules(ctx, rules); err != nil {
 		return fmt.Errorf("guard bridge %s: %w", net.Bridge, err)
 	}
+	if net.Kind == KindNAT {
+		if err := openForward(ctx, net.Bridge); err != nil {
+			return fmt.Errorf("forward from bridge %s: %w", net.Bridge, err)
+		}
+	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bridge %s up: %w", net.Bridge, err)
 	}
@@ -47,6 +52,9 @@ func (n *Networks) lowerBridge(ctx context.Context, net Network) error {
 		err = netlink.LinkDel(link)
 	case errors.As(err, &netlink.LinkNotFoundError{}):
 		err = nil
+	}
+	if net.Kind == KindNAT {
+		err = errors.Join(err, closeForward(ctx, net.Bridge))
 	}
 	// The rules go last: nothing may be on a bridge without.
 	if err = errors.Join(err, deleteTable(ctx, tableFamily(net.Kind), net.Bridge)); err != nil {

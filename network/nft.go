@@ -55,7 +55,7 @@ func loadRules(ctx context.Context, rules string) error {
 
 // tableExists asks the kernel for a table in the calling thread's namespace. Somebody may have flushed all rules.
 func tableExists(family, name string) bool {
-	number := map[string]uint8{"inet": unix.NFPROTO_INET, "netdev": unix.NFPROTO_NETDEV}[family]
+	number := map[string]uint8{"inet": unix.NFPROTO_INET, "netdev": unix.NFPROTO_NETDEV, "ip": unix.NFPROTO_IPV4, "ip6": unix.NFPROTO_IPV6}[family]
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: number})
 	req.AddData(nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(name)))
