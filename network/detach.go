@@ -65,6 +65,9 @@ func (n *Networks) remove(ctx context.Context, id string, lock *os.File) error {
 			return fmt.Errorf("remove attachment %s: %w", id, err)
 		}
 	}
+	if err := revoke(ctx, r); err != nil {
+		return fmt.Errorf("remove attachment %s: %w", id, err)
+	}
 	if err := n.delCNI(ctx, lock, r); err != nil {
 		return fmt.Errorf("remove attachment %s: %w", id, err)
 	}

@@ -18,7 +18,7 @@ func tableFamily(k Kind) string {
 // that another table drops stays dropped: an accept here overrules nobody.
 //
 //	nat:       a sandbox reaches what the host can reach, but neither the host itself nor its neighbours; nobody begins to talk to it.
-//	           What it may ask of the host is DNS, where the host's nameserver is one of its own addresses.
+//	           What it may ask of the host is DNS, where the host's nameserver is one of its own addresses, and what it was granted.
 //	host-only: a sandbox reaches the host by the bridge's addresses, and nothing beyond it.
 //	internal:  nothing of the bridge reaches the host at all, of whatever protocol.
 func hostRules(net Network, dns []netip.Addr) string {
@@ -46,8 +46,9 @@ func hostRules(net Network, dns []netip.Addr) string {
 func tableless(k Kind) bool { return k == KindBridge || k == KindCNI }
 
 func writeNATInput(b *strings.Builder, bridge string, dns []netip.Addr) {
+	b.WriteString("\tset granted_ip {\n\t\ttype ipv4_addr . ipv4_addr;\n\t}\n\tset granted_ip6 {\n\t\ttype ipv6_addr . ipv6_addr;\n\t}\n\n")
 	fmt.Fprintf(b, "\tchain input {\n\t\ttype filter hook input priority -10; policy accept;\n\t\tiifname != %q accept\n", bridge)
-	b.WriteString("\t\tct state established,related accept\n\t\ticmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept\n")
+	b.WriteString("\t\tct state established,related accept\n\t\tip saddr . ip daddr @granted_ip accept\n\t\tip6 saddr . ip6 daddr @granted_ip6 accept\n\t\ticmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept\n")
 	for _, a := range dns {
 		fmt.Fprintf(b, "\t\t%s daddr %s meta l4proto { tcp, udp } th dport 53 accept\n", family(a), a)
 	}

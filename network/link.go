@@ -30,7 +30,11 @@ func (n *Networks) raiseBridge(ctx context.Context, net Network, dns []netip.Add
 			return fmt.Errorf("make bridge %s: %w", net.Bridge, err)
 		}
 	}
-	if err := loadRules(ctx, rules); err != nil {
+	granted, err := n.granted(net.Choice)
+	if err != nil {
+		return err
+	}
+	if err := loadRules(ctx, rules+granted); err != nil {
 		return fmt.Errorf("guard bridge %s: %w", net.Bridge, err)
 	}
 	if net.Kind == KindNAT {

@@ -204,6 +204,30 @@ func TestNET06NATReaches(t *testing.T) {
 			}
 		})
 	}
+	// what a rule names is let through, to that sandbox alone, and survives new rules
+	if err := n.Grant(context.Background(), a.Sandbox, []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8:51::1")}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		for _, to := range []string{"198.51.100.1:18080", "[2001:db8:51::1]:18080"} {
+			if got, err := call(a.NetNS, to, dialLimit); err != nil {
+				t.Errorf("granted %s: %q, %v", to, got, err)
+			}
+			if got, err := call(b.NetNS, to, silence); err == nil {
+				t.Errorf("granted to another, %s: %q", to, got)
+			}
+		}
+		net, err := n.load(Choice{Kind: KindNAT})
+		if err == nil {
+			err = deleteTable(context.Background(), "inet", net.Bridge) // as a restart of the host's firewall does
+		}
+		if err == nil {
+			err = n.Detach(context.Background(), mustAttach(t, n, Request{Choice: Choice{Kind: KindNAT}}).Sandbox)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	// a neighbour is not reached by way of the gateway either
 	within(t, a.NetNS, func() error {
 		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.PrefixFrom(netip.MustParseAddr(own(b, true)), 32)), Gw: a.Gateways[0].AsSlice()})

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -49,6 +50,7 @@ type record struct {
 	Created time.Time       `json:"created"`
 	List    json.RawMessage `json:"cni"` // the configuration list that it is made with
 	Bridge  string          `json:"bridge,omitempty"`
+	Granted []netip.Addr    `json:"granted,omitempty"` // of the host's own addresses
 }
 
 // newID is the name of an attachment.

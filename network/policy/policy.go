@@ -84,6 +84,12 @@ func (p *Policy) add(r *Rule) {
 // Rules are the policy's rules in the order they were given, those that allow first. They must not be changed.
 func (p *Policy) Rules() []*Rule { return slices.Clone(p.rules) }
 
+// NamesAddress reports whether a rule that allows is about the address alone, by itself or as where a name may lead (NAME@ADDRESS).
+func (p *Policy) NamesAddress(a netip.Addr) bool {
+	one := netip.PrefixFrom(a, a.BitLen())
+	return slices.ContainsFunc(p.rules, func(r *Rule) bool { return r.Allows() && (r.prefix == one || r.within == one) })
+}
+
 // In is the policy in other surroundings.
 func (p *Policy) In(s Surroundings) *Policy {
 	moved := *p
