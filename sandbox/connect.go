@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -111,6 +112,15 @@ func (v *supervisor) mediate(ctx context.Context, cfg *Network) error {
 	if err != nil {
 		return err
 	}
+	if c.place != nil {
+		hosts, err := grantable(cfg, theirs.Surroundings.Host)
+		if err == nil {
+			err = v.host.Networks.Grant(ctx, sb.Config.ID, hosts)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	audit, err := os.OpenFile(sb.path(auditFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
@@ -202,6 +212,21 @@ func ownAddresses() (net.HardwareAddr, []netip.Prefix, []netip.Addr) {
 	v4[3]--
 	v6[15] = 1
 	return mac, guest, []netip.Addr{netip.AddrFrom4(v4), netip.AddrFrom16(v6)}
+}
+
+// grantable are those of the host's own addresses that its firewall must let a mediated sandbox reach: what a rule names, and name servers.
+func grantable(cfg *Network, hosts []netip.Addr) ([]netip.Addr, error) {
+	p, err := policy.Parse(cfg.Rules)
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, a := range hosts {
+		if (p.NamesAddress(a) || slices.Contains(cfg.DNS, a)) && !a.IsLoopback() && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out, nil
 }
 
 // surroundings are the addresses that a guest does not reach unless a rule names them.
