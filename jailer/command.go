@@ -21,6 +21,14 @@ const cloneflags = unix.CLONE_NEWUSER | // one mapped id: root inside, nobody ou
 	unix.CLONE_NEWUTS | // hostname tells nothing
 	unix.CLONE_NEWCGROUP // cgroup paths tell nothing; the time namespace has its own rules (makePlan, clone)
 
+// namespaces are cloneflags for a jail of c.
+func namespaces(c *Config) uint64 {
+	if c.Network {
+		return cloneflags &^ unix.CLONE_NEWNET
+	}
+	return cloneflags
+}
+
 // Process is a process in its jail.
 type Process struct {
 	*os.Process
@@ -73,7 +81,7 @@ func start(cfg Config, inspect func(*plan)) (_ *Process, err error) {
 	if inspect != nil {
 		inspect(p)
 	}
-	pid, pidFD, errno := clone(cloneflags, &cfg, o, p, d.failure)
+	pid, pidFD, errno := clone(namespaces(&cfg), &cfg, o, p, d.failure)
 	if errno != 0 {
 		return nil, fmt.Errorf("start jailed process: %w", os.NewSyscallError("clone3", errno))
 	}

@@ -14,8 +14,8 @@ var landlockABI = []struct{ fs, net, scope uint64 }{
 }
 
 // landlock confines the process to its own binary, which exec(2) opens a moment later and which no path in the empty
-// root leads to. ruleset is the descriptor that the kernel gives next.
-func (p *plan) landlock(abi, ruleset, exe int) {
+// root leads to. ruleset is the descriptor that the kernel gives next. With connect it may connect by TCP, and bind no port still.
+func (p *plan) landlock(abi, ruleset, exe int, connect bool) {
 	const (
 		why  = "no file, no TCP port, no abstract socket and no process outside, even where the filters would let a call through"
 		file = unix.LANDLOCK_ACCESS_FS_EXECUTE | unix.LANDLOCK_ACCESS_FS_READ_FILE
@@ -27,6 +27,9 @@ func (p *plan) landlock(abi, ruleset, exe int) {
 			attr.Handled_access_net |= a.net
 			attr.Scoped |= a.scope
 		}
+	}
+	if connect {
+		attr.Handled_access_net &^= unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
 	}
 	size := uintptr(8)
 	if abi >= 4 {

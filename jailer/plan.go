@@ -1,6 +1,7 @@
 package jailer
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strconv"
@@ -82,7 +83,7 @@ func makePlan(c *Config, o offer, sources []int, d descriptors) (*plan, error) {
 			unix.PR_SCHED_CORE, unix.PR_SCHED_CORE_CREATE, 0, unix.PR_SCHED_CORE_SCOPE_THREAD_GROUP, 0)
 	}
 	if o.landlock > 0 {
-		p.landlock(o.landlock, n, ExecFile)
+		p.landlock(o.landlock, n, ExecFile, c.Network)
 	}
 	if err := p.dropCapabilities(); err != nil {
 		return nil, err
@@ -99,7 +100,7 @@ func makePlan(c *Config, o offer, sources []int, d descriptors) (*plan, error) {
 	}
 	// By descriptor: the mapped uid need not be able to reach the path, it cannot be swapped in between, and being
 	// close-on-exec the process never holds its own binary (CVE-2019-5736).
-	p.add("execveat", "", unix.SYS_EXECVEAT, ExecFile, p.text(""), p.vector(append([]string{"spore-vmm"}, c.Args...)), p.vector(c.Env), unix.AT_EMPTY_PATH)
+	p.add("execveat", "", unix.SYS_EXECVEAT, ExecFile, p.text(""), p.vector(append([]string{cmp.Or(c.Name, "spore-vmm")}, c.Args...)), p.vector(c.Env), unix.AT_EMPTY_PATH)
 	return p, nil
 }
 
@@ -125,6 +126,9 @@ func (p *plan) emptyRoot() {
 	p.add("read-only root", root, unix.SYS_MOUNT, 0, slash, 0, unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|flags, 0)
 }
 
+// descriptorLimit is RLIMIT_NOFILE of a jail that does not say otherwise.
+const descriptorLimit = 1024
+
 // rlimits of the jailed process. RLIMIT_AS is absent: the Go runtime reserves more than a gigabyte of
 // addresses, and guest memory is bounded by the configuration.
 var rlimits = []struct {
@@ -133,7 +137,6 @@ var rlimits = []struct {
 	why      string
 }{
 	{unix.RLIMIT_CORE, 0, "guest memory never reaches the host's disk"},
-	{unix.RLIMIT_NOFILE, 1024, "one descriptor per vsock connection and event, and no more"},
 	{unix.RLIMIT_MSGQUEUE, 0, "no POSIX message queue is used"},
 	{unix.RLIMIT_MEMLOCK, 0, "nothing is locked into memory"},
 	{unix.RLIMIT_NPROC, 512, "vCPUs, disk workers and the runtime's threads; no fork bomb"},
@@ -143,6 +146,8 @@ func (p *plan) limits(c *Config) {
 	for _, l := range rlimits {
 		p.add(fmt.Sprintf("rlimit %d", l.resource), l.why, unix.SYS_PRLIMIT64, 0, uintptr(l.resource), p.rlimit(l.value), 0)
 	}
+	p.add(fmt.Sprintf("rlimit %d", unix.RLIMIT_NOFILE), "one descriptor per connection and event, and no more", unix.SYS_PRLIMIT64, 0,
+		unix.RLIMIT_NOFILE, p.rlimit(cmp.Or(c.Descriptors, descriptorLimit)), 0)
 	p.add(fmt.Sprintf("rlimit %d", unix.RLIMIT_FSIZE), "no disk grows beyond what it was given", unix.SYS_PRLIMIT64, 0,
 		unix.RLIMIT_FSIZE, p.rlimit(c.FileSize), 0)
 }
