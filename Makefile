@@ -7,15 +7,15 @@ FUZZTIME ?= 10s
 BENCH ?= .
 
 # what the binaries in bin/ are made of
-SOURCES := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './bin/*') go.mod go.sum $(wildcard vmm/policy/*.bpf guest/kernel/*)
+SOURCES := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './bin/*') go.mod go.sum $(wildcard vmm/policy/*.bpf network/syscalls/*.bpf guest/kernel/*)
 
 .PHONY: build setup kernel image run test check bench fuzz testbed lint generate clean help
 
 CNI := bin/cni/bridge bin/cni/host-local
 
-build: $(CNI) bin/spore bin/spore-vmm bin/spore-probe bin/spore-agent bin/spore-hostinit bin/initramfs.cpio ## build the binaries into bin/
+build: $(CNI) bin/spore bin/spore-vmm bin/spore-net bin/spore-probe bin/spore-agent bin/spore-hostinit bin/initramfs.cpio ## build the binaries into bin/
 
-bin/spore bin/spore-vmm bin/spore-probe bin/spore-agent bin/spore-hostinit: $(SOURCES)
+bin/spore bin/spore-vmm bin/spore-net bin/spore-probe bin/spore-agent bin/spore-hostinit: $(SOURCES)
 	go build -ldflags '-s -w' -o $@ ./cmd/$(@F)
 
 # The plugins are other people's programs, at the version that tools/cni pins.
@@ -54,8 +54,8 @@ testbed: build ## run CMD on the emulated host, in this directory
 lint: ## vet, and the rules over the source tree
 	CGO_ENABLED=1 go vet ./... && go test ./internal/archtest
 
-generate: ## compile the system-call policy with libseccomp
-	CGO_ENABLED=1 go generate ./vmm/policy
+generate: ## compile the system-call policies with libseccomp
+	CGO_ENABLED=1 go generate ./vmm/policy ./network/syscalls
 
 clean: ## remove bin/; the cache stays
 	rm -rf bin

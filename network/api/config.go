@@ -100,7 +100,7 @@ type Limits struct {
 func (l Limits) WithDefaults() Limits {
 	set(&l.Flows, 1024)
 	set(&l.Opening, 128)
-	set(&l.Memory, 64<<20)
+	set(&l.Memory, 32<<20)
 	set(&l.DialTimeout, 30*time.Second)
 	set(&l.TCPIdle, 2*time.Hour)
 	set(&l.UDPIdle, 2*time.Minute)
