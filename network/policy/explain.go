@@ -27,7 +27,7 @@ type Step struct {
 const maxExplained = 8
 
 // ExplainAddress says what would become of a flow to address: [tcp://|udp://|icmp://] and an IP address or a name, with or without
-// a port. Without a protocol it is TCP, without a port 443. A guest is supposed to say the name by TLS where it has to say one. names may be
+// a port. Without a protocol it is TCP, without a port 443. On ports 80 and 443 a guest is supposed to say the name. names may be
 // nil: a name's addresses are then not known. An error is ErrAddress: the address cannot be read.
 func (p *Policy) ExplainAddress(names *Names, address string) (Explanation, error) {
 	q, err := parseQuestion(address)
@@ -55,7 +55,11 @@ func (p *Policy) explainFlow(f Flow, names *Names, name string, t *trace) Verdic
 		t.say("What must the guest say?", "by TLS or HTTP a name that is allowed and that stands for this address, unless the rule has a port that needs no name")
 		return v
 	}
-	t.say("What does the guest say?", "by TLS, "+name)
+	if !hasPort(web, f.Destination.Port()) {
+		t.say("What does the guest say?", "supposed is that it says no name")
+		return p.named(f, names, "", SpokenOther, t)
+	}
+	t.say("What does the guest say?", "supposed is "+name+", by TLS or HTTP")
 	return p.named(f, names, name, SpokenTLS, t)
 }
 
@@ -67,22 +71,7 @@ func (p *Policy) explainName(q question, names *Names, t *trace) Verdict {
 	addrs := names.Addresses(q.name)
 	if len(addrs) == 0 {
 		t.say("Which addresses does it have?", "the sandbox has not asked for it in the last minutes; supposed is a public address that no rule names")
-		j := p.judge(q.name, flowTo(q.protocol, q.port), &address{}, false)
-		t.judged(q.name, &j)
-		switch {
-		case len(p.rules) == 0:
-			return Verdict{Action: Allow, Rule: defaultPublic}
-		case j.deny != nil:
-			return deniedName(q.name, j.deny)
-		case j.allow != nil:
-			return Verdict{Action: Allow, Rule: j.allow.String()}
-		}
-		for _, r := range p.addresses {
-			if r.kind == kindAll && r.covers(q.protocol, q.port) {
-				return Verdict{Action: Allow, Rule: r.String()}
-			}
-		}
-		return unlistedName(q.name, flowTo(q.protocol, q.port))
+		return p.suppose(q, t)
 	}
 	best := Verdict{}
 	for _, addr := range addrs[:min(len(addrs), maxExplained)] {
@@ -93,6 +82,35 @@ func (p *Policy) explainName(q question, names *Names, t *trace) Verdict {
 		}
 	}
 	return best
+}
+
+// suppose judges a flow to a name of which no address is known, as if it had a public one that no rule is about.
+func (p *Policy) suppose(q question, t *trace) Verdict {
+	f := flowTo(q.protocol, q.port)
+	for _, r := range p.denied {
+		if r.kind == kindAll && r.covers(q.protocol, q.port) {
+			t.denied(r)
+			return deniedName(q.name, r)
+		}
+	}
+	if len(p.rules) == 0 {
+		return Verdict{Action: Allow, Rule: defaultPublic}
+	}
+	j := p.judge(q.name, f, &address{}, false)
+	for _, r := range p.addresses {
+		if r.kind == kindAll && r.covers(q.protocol, q.port) && j.deny == nil {
+			t.allowed(r)
+			return Verdict{Action: Allow, Rule: r.String()}
+		}
+	}
+	t.judged(q.name, &j)
+	switch {
+	case j.deny != nil:
+		return deniedName(q.name, j.deny)
+	case j.allow != nil:
+		return Verdict{Action: Allow, Rule: j.allow.String()}
+	}
+	return unlistedName(q.name, f)
 }
 
 // question is an address to explain, taken apart.

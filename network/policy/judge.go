@@ -180,7 +180,7 @@ func (p *Policy) Named(f Flow, names *Names, name string, spoken Spoken) Verdict
 
 func (p *Policy) named(f Flow, names *Names, name string, spoken Spoken, t *trace) Verdict {
 	at := p.look(f.Destination.Addr())
-	v, final := p.byAddress(f, &at, t)
+	v, final := p.byAddress(f, &at, nil) // Connect has noted this
 	if final && v.Action != Inspect {
 		return v
 	}
@@ -196,14 +196,13 @@ func (p *Policy) named(f Flow, names *Names, name string, spoken Spoken, t *trac
 		return Verdict{Action: Allow, Rule: v.Rule}
 	}
 	if spoken == SpokenOther || name == "" {
-		return p.unnamed(f, &at, names, spoken, t)
+		return p.unnamed(f, &at, names, spoken)
 	}
 	canonical, err := CanonicalName(name)
 	if err != nil {
 		return Verdict{Rule: defaultName, Reason: "what the guest says by " + spoken.String() + " is no host name, and no rule allows the address"}
 	}
 	j := p.judge(canonical, f, &at, false)
-	t.judged(canonical, &j)
 	switch {
 	case j.deny != nil:
 		return deniedName(canonical, j.deny)
@@ -221,14 +220,12 @@ func (p *Policy) named(f Flow, names *Names, name string, spoken Spoken, t *trac
 }
 
 // unnamed judges a TCP flow in which no name is said, by the names that its address stands for: all of them, since any may be meant.
-func (p *Policy) unnamed(f Flow, at *address, names *Names, spoken Spoken, t *trace) Verdict {
+func (p *Policy) unnamed(f Flow, at *address, names *Names, spoken Spoken) Verdict {
 	var buffer [8]string
 	known := names.appendOf(buffer[:0], at.addr)
-	t.known(known)
 	var allow, must *Rule
 	for _, name := range known {
 		j := p.judge(name, f, at, true)
-		t.judged(name, &j)
 		if j.deny != nil {
 			return deniedName(name, j.deny)
 		}

@@ -57,6 +57,7 @@ func parseRule(action Action, text string) (*Rule, error) {
 	if err := r.enforceable(); err != nil {
 		return fail("%w", err)
 	}
+	r.canonical = r.String()
 	return r, nil
 }
 

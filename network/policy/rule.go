@@ -26,6 +26,8 @@ type Rule struct {
 	name     string       // kindName: the name; kindSuffix: the suffix without "*."
 	within   netip.Prefix // NAME@CIDR: where else than in public the name may lead to; invalid for nowhere
 	ports    []portRange  // none: every port, or the web's for an allowed name
+
+	canonical string // what String returns, once the rule is complete
 }
 
 // portRange is ports from first to last, both included; never 0.
@@ -42,10 +44,10 @@ func (r *Rule) Allows() bool { return r.action == Allow }
 
 // String is the rule in its canonical form, "allow tcp://[2001:db8::]/32:22".
 func (r *Rule) String() string {
-	var b strings.Builder
-	b.WriteString(r.action.String() + " ")
-	b.WriteString(r.text())
-	return b.String()
+	if r.canonical != "" {
+		return r.canonical
+	}
+	return r.action.String() + " " + r.text()
 }
 
 // text is the rule without its action: what stands after --allow or --deny.

@@ -30,11 +30,17 @@ func (t *trace) address(at *address) {
 	for _, inner := range at.within[:at.forms] {
 		answer += "; " + inner.String() + " is within it"
 	}
-	if at.count > 0 {
-		answer += "; only a rule that names it allows it: inside"
-		for _, s := range at.ranges[:at.count] {
-			answer += " " + s.prefix.String() + " (" + string(s.class) + ")"
+	for i, s := range at.ranges[:at.count] {
+		answer += [...]string{"; only a rule about ", ", and "}[min(i, 1)]
+		if s.class == classMetadata {
+			answer += "this one address"
+		} else {
+			answer += "an address or range inside " + s.prefix.String()
 		}
+		answer += " (" + string(s.class) + ")"
+	}
+	if at.count > 0 {
+		answer += " allows it"
 	}
 	t.say("What is "+at.addr.String()+"?", answer)
 }
