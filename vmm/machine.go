@@ -33,6 +33,10 @@ type Env struct {
 	// enters the guest for the first time; the thread then lives as long as the process. nil is none.
 	Confine func() error
 
+	// Lead says that the caller's own goroutine will be the first vCPU's: it calls Machine.Lead. Between its last step here and the
+	// guest's first instruction no other thread has to be woken.
+	Lead bool
+
 	Clock *timing.Clock // collects the steps of New; nil is none
 
 	filling bool // the VM is there already
@@ -67,6 +71,7 @@ type Machine struct {
 	changed   []pageSet                  // by region of RAM, a bit for each page that is not the snapshot's any more; nil for a machine that was booted
 
 	confine func() error // for the thread of each vCPU; nil is none
+	lead    bool         // the first vCPU's goroutine is the one that calls Lead
 
 	gate    *gate
 	running sync.WaitGroup // vCPU goroutines
@@ -139,7 +144,7 @@ func (m *Machine) Fill(cfg api.Config, env Env) error {
 
 func newMachine(cfg api.Config, env Env) *Machine {
 	m := &Machine{
-		cfg: cfg, log: env.Log, confine: env.Confine, gate: newGate(), ended: make(chan struct{}), written: map[string]*block.WriteLog{},
+		cfg: cfg, log: env.Log, confine: env.Confine, lead: env.Lead, gate: newGate(), ended: make(chan struct{}), written: map[string]*block.WriteLog{},
 		mmio:  bus{name: "memory"},
 		ports: bus{name: "port", fill: 0xff}, // an undriven bus reads as ones
 	}
@@ -151,10 +156,21 @@ func newMachine(cfg api.Config, env Env) *Machine {
 
 // start lets the vCPUs wait at the gate.
 func (m *Machine) start() {
-	for _, c := range m.cpus {
+	cpus := m.cpus
+	if m.lead {
+		cpus = cpus[1:]
+	}
+	for _, c := range cpus {
 		m.running.Add(1)
 		go m.loop(c)
 	}
+}
+
+// Lead makes the calling goroutine the first vCPU's, of a machine with Env.Lead, and its thread with it. It returns when the machine
+// has ended, or never if the machine has an Env.Confine.
+func (m *Machine) Lead() {
+	m.running.Add(1)
+	m.loop(m.cpus[0])
 }
 
 // step is one part of making a machine.

@@ -40,7 +40,7 @@ func footprint(t *testing.T, pid int, ram int64) (own int64, report string) {
 }
 
 func TestFootprint(t *testing.T) {
-	cmd, _, _, event := start(t, false, spinningGuest)
+	cmd, _, _, event := launched(t, false, spinningGuest)
 	event()
 	own, report := footprint(t, cmd.Process.Pid, api.MinMemory)
 	t.Logf("%.2f MiB beyond guest RAM\n%s", float64(own)/(1<<20), report)

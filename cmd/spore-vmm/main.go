@@ -32,11 +32,17 @@ import (
 const settled = 500 * time.Millisecond
 
 func main() {
-	if err := run(len(os.Args) == 2 && os.Args[1] == "-unjailed"); err != nil {
+	runtime.LockOSThread() // this thread becomes that of the first vCPU
+	finish(run(len(os.Args) == 2 && os.Args[1] == "-unjailed"))
+}
+
+// finish ends the process without waiting for the kernel to free the VM in an orderly Close.
+func finish(err error) {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "spore-vmm:", err)
 		os.Exit(1)
 	}
-	os.Exit(0) // without waiting for the kernel to free the VM in an orderly Close
+	os.Exit(0)
 }
 
 func run(unjailed bool) error {
@@ -62,7 +68,7 @@ func run(unjailed bool) error {
 	if cfg.Control < 0 {
 		return errors.New("configuration names no control socket")
 	}
-	env := vmm.Env{Files: files, Shell: shell, Log: logger(cfg.ID, files, cfg.Log), Clock: clock}
+	env := vmm.Env{Files: files, Shell: shell, Log: logger(cfg.ID, files, cfg.Log), Lead: true, Clock: clock}
 	if !unjailed {
 		env.Confine = confineVCPU
 	}
@@ -71,40 +77,54 @@ func run(unjailed bool) error {
 		return fmt.Errorf("control socket: %w", err)
 	}
 	server := control.New(conn, env.Log)
-	if err := serve(cfg, env, server, unjailed); err != nil {
-		server.Event(api.Event{Kind: api.EventExit, Reason: api.ExitInternal, Detail: err.Error()})
-		return err
+	m, err := start(cfg, &env, server, unjailed)
+	if err != nil {
+		return giveUp(server, err)
 	}
-	return nil
+	if m == nil {
+		return nil // nobody wanted the shell
+	}
+	go func() {
+		if err := attend(m, env, server); err != nil {
+			finish(giveUp(server, err))
+		}
+		finish(nil)
+	}()
+	m.Lead()
+	select {} // attend ends the process
 }
 
-// serve runs the machine from its making to its end.
-func serve(cfg api.Config, env vmm.Env, server *control.Server, unjailed bool) error {
-	var m *vmm.Machine
-	var err error
+// giveUp reports an error of ours, and returns it.
+func giveUp(server *control.Server, err error) error {
+	server.Event(api.Event{Kind: api.EventExit, Reason: api.ExitInternal, Detail: err.Error()})
+	return err
+}
+
+// start makes the machine, or has a shell filled, and lets it run as soon as its first vCPU does.
+func start(cfg api.Config, env *vmm.Env, server *control.Server, unjailed bool) (m *vmm.Machine, err error) {
 	if cfg.Wait {
-		if m, err = awaken(cfg, &env, server); m == nil {
-			return err // nil: nobody wanted the shell
-		}
+		m, err = awaken(cfg, env, server)
 	} else {
-		m, err = vmm.New(cfg, env)
+		m, err = vmm.New(cfg, *env)
 	}
-	if err != nil {
-		return err
+	if err != nil || m == nil {
+		return nil, err
 	}
 	if !unjailed {
 		if err := installFilter(); err != nil {
-			return err
+			return nil, err
 		}
 		env.Clock.Done("filter")
 	}
-	ctx := context.Background()
-	if err := m.Resume(ctx); err != nil {
-		return err
-	}
+	return m, m.Resume(context.Background())
+}
+
+// attend speaks for the machine until its end.
+func attend(m *vmm.Machine, env vmm.Env, server *control.Server) error {
 	if err := server.Event(api.Event{Kind: api.EventStarted, Steps: vmm.Steps(env.Clock)}); err != nil {
 		return fmt.Errorf("report start: %w", err)
 	}
+	ctx := context.Background()
 	go func() {
 		if err := server.Serve(ctx, m); err != nil {
 			env.Log.Warn("control socket", "error", err)

@@ -105,8 +105,8 @@ func inherit(t *testing.T, guest []byte) (cfg api.Config, files []*os.File, conf
 	return cfg, files, check(configWrite, nil), check(os.NewFile(uintptr(pair[1]), "control"), nil), check(logRead, nil)
 }
 
-// start runs the binary, in a jail or not, with a configuration, and returns a function that reads the next event.
-func start(t *testing.T, jailed bool, guest []byte) (cmd *vmmProcess, stderr said, control *os.File, event func() api.Event) {
+// launched runs the binary, in a jail or not, with a configuration, and returns a function that reads the next event.
+func launched(t *testing.T, jailed bool, guest []byte) (cmd *vmmProcess, stderr said, control *os.File, event func() api.Event) {
 	t.Helper()
 	cfg, files, config, control, _ := inherit(t, guest)
 	cmd, stderr = launch(t, jailed, files)
@@ -132,7 +132,7 @@ func start(t *testing.T, jailed bool, guest []byte) (cmd *vmmProcess, stderr sai
 func TestWholeLife(t *testing.T) {
 	for _, jailed := range []bool{false, true} {
 		t.Run(fmt.Sprintf("jailed %v", jailed), func(t *testing.T) {
-			cmd, stderr, _, event := start(t, jailed, powerOffGuest)
+			cmd, stderr, _, event := launched(t, jailed, powerOffGuest)
 			started := event()
 			var names []string
 			for _, s := range started.Steps {
@@ -155,7 +155,7 @@ func TestWholeLife(t *testing.T) {
 func TestClosedControlSocketEndsIt(t *testing.T) {
 	for _, jailed := range []bool{false, true} {
 		t.Run(fmt.Sprintf("jailed %v", jailed), func(t *testing.T) {
-			cmd, stderr, control, event := start(t, jailed, spinningGuest)
+			cmd, stderr, control, event := launched(t, jailed, spinningGuest)
 			event()
 			control.Close()
 			cmd.Wait()
@@ -167,7 +167,7 @@ func TestClosedControlSocketEndsIt(t *testing.T) {
 }
 
 func TestControlRequests(t *testing.T) {
-	cmd, stderr, control, event := start(t, true, spinningGuest)
+	cmd, stderr, control, event := launched(t, true, spinningGuest)
 	event()
 	ask := func(id uint64, op api.Op) api.Reply {
 		t.Helper()

@@ -72,7 +72,7 @@ type Extent struct {
 // EventKind says what happened.
 type EventKind string
 
-// The events. Started comes once, before the first guest instruction; Exit comes once and is the last message.
+// The events. Started comes once, when the guest begins to run; Exit comes once and is the last message.
 const (
 	EventWaiting EventKind = "waiting" // instead, of a shell that is ready for OpWake; EventStarted follows that
 	EventStarted EventKind = "started"
