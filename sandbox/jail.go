@@ -16,9 +16,11 @@ import (
 	"spore/vmm/policy"
 )
 
-// vmmEnv is the VMM's whole environment: its heap is a megabyte or two, which huge pages would round up to four, and until
-// it is configured one thread at a time is enough.
-var vmmEnv = []string{"GODEBUG=disablethp=1", "GOMAXPROCS=1"}
+// env is the VMM's whole environment: its heap is a megabyte or two, which huge pages would round up to four, and it has a
+// processor for itself beside those of the vCPUs.
+func (j Jail) env() []string {
+	return []string{"GODEBUG=disablethp=1", fmt.Sprintf("GOMAXPROCS=%d", j.CPUs+1)}
+}
 
 // vmmOverhead is what the VMM may use of memory beside the guest's, in bytes: its own, page tables, socket buffers and
 // some page cache of its disks, which the kernel charges to it.
@@ -66,7 +68,7 @@ func (j Jail) Start() (_ *Jailed, err error) {
 	slot.Write([]byte(j.ID))
 	uid, gid := jailer.Identity(slot.Sum32())
 	cfg := jailer.Config{
-		Exe: exe, Args: j.Args, Env: vmmEnv, UID: uid, GID: gid, Files: j.Files, Stderr: os.Stderr,
+		Exe: exe, Args: j.Args, Env: j.env(), UID: uid, GID: gid, Files: j.Files, Stderr: os.Stderr,
 		Filter: policy.BuildingProgram, FileSize: uint64(max(j.Disk, j.Memory)), Without: j.Without,
 	}
 	if j.Args != nil {
