@@ -1,15 +1,12 @@
 package vmm
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 
 	"spore/guestmem"
 	"spore/kvm"
-	"spore/virtio/mmio"
 	"spore/vmm/api"
 	"spore/vmm/boot"
 	"spore/vmm/snapshot"
@@ -138,11 +135,9 @@ func loadDevice(d *device, saved snapshot.Device) error {
 	if saved.Name != d.name {
 		return fmt.Errorf("%w: the snapshot has %.64q where this machine has %s", ErrConfig, saved.Name, d.name)
 	}
-	var st mmio.State
-	dec := json.NewDecoder(bytes.NewReader(saved.State))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&st); err != nil {
-		return fmt.Errorf("%s: %w: %w", d.name, mmio.ErrState, err)
+	st, err := decodeDevice(saved.State)
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.name, err)
 	}
 	if err := d.regs.LoadState(st); err != nil {
 		return fmt.Errorf("%s: %w", d.name, err)

@@ -3,7 +3,6 @@ package vmm
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -169,7 +168,7 @@ func (m *Machine) gather(blocks pageSet) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", d.name, err)
 		}
-		raw, err := json.Marshal(st)
+		raw, err := encodeDevice(st)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", d.name, err)
 		}

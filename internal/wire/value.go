@@ -17,17 +17,16 @@ import (
 // there is anything. Floating point, interfaces, channels and functions have no form. A nil slice or map comes out as nil, and so
 // does an empty one.
 
-// ErrValue is matched by the error of a frame that holds no value of the type asked for.
+// ErrValue is matched by the error of bytes that are no value of the type asked for.
 var ErrValue = errors.New("not a value of this type")
 
 const layoutSize = 4
 
 // WriteValue sends what v points to as one frame, in a single call of w.Write.
 func WriteValue(w io.Writer, layout uint32, v any) error {
-	frame := binary.LittleEndian.AppendUint32(make([]byte, 4, 1024), layout)
-	frame, err := appendValue(frame, reflect.ValueOf(v).Elem())
+	frame, err := AppendValue(make([]byte, 4, 1024), layout, v)
 	if err != nil {
-		return fmt.Errorf("encode frame: %w", err)
+		return err
 	}
 	if len(frame)-4 > MaxFrame {
 		return ErrTooLong
@@ -39,22 +38,36 @@ func WriteValue(w io.Writer, layout uint32, v any) error {
 	return nil
 }
 
-// ReadValue receives one frame into what v points to, which must be zero. Its errors are Read's, and ErrValue for a frame of
-// another layout or one that is cut off, lies about a length, or goes on behind its end.
+// AppendValue writes what v points to behind b, without a frame.
+func AppendValue(b []byte, layout uint32, v any) ([]byte, error) {
+	b, err := appendValue(binary.LittleEndian.AppendUint32(b, layout), reflect.ValueOf(v).Elem())
+	if err != nil {
+		return nil, fmt.Errorf("encode value: %w", err)
+	}
+	return b, nil
+}
+
+// ReadValue receives one frame into what v points to, which must be zero. Its errors are Read's and ParseValue's.
 func ReadValue(r io.Reader, layout uint32, v any) error {
 	body, err := readFrame(r)
 	if err != nil {
 		return err
 	}
+	return ParseValue(body, layout, v)
+}
+
+// ParseValue reads what AppendValue wrote, and nothing more, into what v points to, which must be zero and may then share memory with
+// body. It returns ErrValue for a value of another layout or one that is cut off, lies about a length, or goes on behind its end.
+func ParseValue(body []byte, layout uint32, v any) error {
 	if len(body) < layoutSize || binary.LittleEndian.Uint32(body) != layout {
-		return fmt.Errorf("decode frame: %w: it is of another build", ErrValue)
+		return fmt.Errorf("decode value: %w: it is of another build", ErrValue)
 	}
 	rest, err := takeValue(body[layoutSize:], reflect.ValueOf(v).Elem())
 	if err == nil && len(rest) > 0 {
 		err = fmt.Errorf("%w: %d bytes behind its end", ErrValue, len(rest))
 	}
 	if err != nil {
-		return fmt.Errorf("decode frame: %w", err)
+		return fmt.Errorf("decode value: %w", err)
 	}
 	return nil
 }
@@ -202,7 +215,7 @@ func takeMany(b []byte, v reflect.Value) (_ []byte, err error) {
 	case n == 0:
 		return b, nil
 	case kind == reflect.Slice && v.Type().Elem().Kind() == reflect.Uint8:
-		v.SetBytes(b[:n:n]) // the frame is nobody else's
+		v.SetBytes(b[:n:n])
 		return b[n:], nil
 	case kind == reflect.Slice:
 		v.Set(reflect.MakeSlice(v.Type(), int(n), int(n)))

@@ -1,12 +1,11 @@
 // Package snapshot is the state file of a machine: everything that makes it what it is but its memory and its disks.
 //
 // It is a header and then sections in a fixed order, each with a tag and its length. What the kernel defines is kept
-// byte for byte as the kernel lays it out; what devices define is their own JSON. A reader refuses what it does not
+// byte for byte as the kernel lays it out; what devices define is their own. A reader refuses what it does not
 // know, what is too long, and what is left over: a state file is as untrusted as a guest.
 package snapshot
 
 import (
-	"encoding/json"
 	"errors"
 
 	"spore/kvm"
@@ -15,7 +14,7 @@ import (
 // Version of the format that Encode writes. Decode reads every version from OldestVersion on; golden files of each are
 // kept in testdata for ever.
 const (
-	Version       = 1
+	Version       = 2 // of a device's state, which was JSON before
 	OldestVersion = 1
 )
 
@@ -52,7 +51,7 @@ type VCPU struct {
 // Device is one virtio device behind its transport.
 type Device struct {
 	Name  string
-	State json.RawMessage // the transport's own
+	State []byte // the transport's own
 }
 
 // State is a whole machine.

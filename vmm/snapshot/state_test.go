@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"flag"
 	"os"
@@ -45,7 +44,7 @@ func sample(vcpus int) *State {
 		v.CPUID = []kvm.CPUIDEntry{{Function: 1, EAX: 2, EBX: 3, ECX: 4, EDX: 5}, {Function: 4, Index: 1, Flags: kvm.CPUIDSignificantIndex}}
 		s.VCPUs = append(s.VCPUs, v)
 	}
-	s.Devices = []Device{{"disk0", json.RawMessage(`{"status":15}`)}, {"rng", json.RawMessage(`{}`)}}
+	s.Devices = []Device{{"disk0", []byte(`{"status":15}`)}, {"rng", []byte(`{}`)}}
 	return s
 }
 
@@ -77,13 +76,13 @@ func TestRoundTrip(t *testing.T) {
 
 // TestGolden reads the state files of all versions that were ever written. They are kept for ever; a new version adds one.
 func TestGolden(t *testing.T) {
-	current := filepath.Join("testdata", "v1.state")
+	current := filepath.Join("testdata", "v2.state")
 	if *update {
 		if err := os.WriteFile(current, encode(t, sample(2)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for path, want := range map[string]*State{current: sample(2)} {
+	for path, want := range map[string]*State{current: sample(2), filepath.Join("testdata", "v1.state"): sample(2)} {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -98,6 +97,9 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// sameSections compares all but the version, which is the current one in whatever is written.
+func sameSections(a, b []byte) bool { return bytes.Equal(a[headSize:], b[headSize:]) }
+
 // TestSNAP01 cuts a state file off at every length and flips a bit of every byte: an error or another machine, and never a
 // panic.
 func TestSNAP01(t *testing.T) {
@@ -111,7 +113,7 @@ func TestSNAP01(t *testing.T) {
 		for bit := range 8 {
 			b[i] ^= 1 << bit
 			if s, err := Decode(b); err == nil {
-				if again, err := Encode(s); err != nil || !bytes.Equal(again, b) {
+				if again, err := Encode(s); err != nil || !sameSections(again, b) {
 					t.Fatalf("SNAP-01: byte %d, bit %d: taken for something else than what is there: %v", i, bit, err)
 				}
 			} else if !errors.Is(err, ErrFormat) {
@@ -186,7 +188,7 @@ func FuzzState(f *testing.F) {
 			return
 		}
 		again, err := Encode(s)
-		if err != nil || !bytes.Equal(again, b) {
+		if err != nil || !sameSections(again, b) {
 			t.Errorf("taken for something else than what is there: %v", err)
 		}
 	})
