@@ -84,4 +84,3 @@ func networkLogCommand() *cli.Command {
 		}),
 	}
 }
-
