@@ -10,10 +10,12 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -63,7 +65,7 @@ type Config struct {
 // Server answers queries. It is safe for use by several goroutines.
 type Server struct {
 	config  Config
-	static  map[string][]netip.Addr // by canonical name
+	static  map[string][]netip.Addr // by name in lower case
 	reverse map[netip.Addr]string
 	cache   cache
 	pending chan struct{} // a token for each question to an upstream
@@ -72,7 +74,7 @@ type Server struct {
 	queries atomic.Uint64
 }
 
-// New returns a Server. An error means that a name in Static is none, or that something needed is missing.
+// New returns a Server. An error means that something needed is missing.
 func New(c Config) (*Server, error) {
 	if c.Policy == nil || c.Names == nil {
 		return nil, errors.New("make resolver: it needs a policy and a table of names")
@@ -86,14 +88,16 @@ func New(c Config) (*Server, error) {
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	s := &Server{config: c, static: map[string][]netip.Addr{}, reverse: map[netip.Addr]string{}, pending: make(chan struct{}, maxPending)}
 	s.budget.at, s.budget.tokens = c.Clock(), maxBurst
-	for name, addrs := range c.Static {
-		canonical, err := policy.CanonicalName(name)
-		if err != nil {
-			return nil, fmt.Errorf("make resolver: name %.100q: %w", name, err)
+	for _, name := range slices.Sorted(maps.Keys(c.Static)) {
+		// A machine's own name need not be one of a host on the Internet: it may be a number. One that no question can be about is of no use.
+		lower := strings.ToLower(strings.TrimSuffix(name, "."))
+		if _, ok := dns.IsDomainName(lower); !ok || lower == "" {
+			c.Log.Debug("a name cannot be looked up", "name", name)
+			continue
 		}
-		s.static[canonical] = addrs
-		for _, a := range addrs {
-			s.reverse[a.Unmap()] = canonical
+		s.static[lower] = append(s.static[lower], c.Static[name]...)
+		for _, a := range c.Static[name] {
+			s.reverse[a.Unmap()] = lower
 		}
 	}
 	return s, nil
