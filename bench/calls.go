@@ -49,7 +49,11 @@ func bring(s settings, name string, start func(files) (machine, error)) (*ready,
 	ctx, cancel := context.WithTimeout(context.Background(), workLimit)
 	conn, err := m.agentReady(ctx)
 	if err == nil {
-		_, err = agent.Handshake(ctx, conn, agent.Setup{Hostname: "bench", Now: time.Now().UnixNano(), Lower: "vda", Upper: "vdb", Pids: 512})
+		setup := agent.Setup{Hostname: "bench", Now: time.Now().UnixNano(), Lower: "vda", Upper: "vdb", Pids: 512}
+		if f.cable != nil {
+			setup.Network = &agent.Network{MAC: guestMAC, Addresses: []string{netGuest + "/24"}}
+		}
+		_, err = agent.Handshake(ctx, conn, setup)
 	}
 	if err != nil {
 		cancel()

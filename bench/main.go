@@ -41,9 +41,9 @@ func main() {
 	flag.IntVar(&s.boots, "boots", 20, "boots of each kind")
 	flag.IntVar(&s.wakes, "wakes", 1000, "wakes of a bare-metal guest of each kind")
 	flag.IntVar(&s.repeats, "repeats", 3, "runs of each fio job")
-	flag.StringVar(&s.only, "only", "", "measure only these `parts`, by commas: wake, pool, wakelinux, boot, own, block, calls")
+	flag.StringVar(&s.only, "only", "", "measure only these `parts`, by commas: wake, pool, wakelinux, boot, own, block, calls, net")
 	flag.StringVar(&s.ours.kernel, "kernel", "", "our vmlinux")
-	flag.StringVar(&s.ours.image, "image", "", "an EROFS image with fio")
+	flag.StringVar(&s.ours.image, "image", "", "an EROFS image with fio, iperf3 and ping")
 	flag.StringVar(&s.ours.writable, "writable", "", "an empty ext4 file, copied for each guest")
 	flag.StringVar(&s.cloud.kernel, "cloud-kernel", "", "Debian's cloud kernel; empty leaves it out")
 	flag.StringVar(&s.cloud.initramfs, "cloud-initramfs", "", "its initramfs")
@@ -74,7 +74,7 @@ func run(s settings) error {
 	for _, part := range []struct {
 		name string
 		do   func(settings, *results) error
-	}{{"wake", measureWake}, {"pool", measurePool}, {"wakelinux", measureWakeLinux}, {"boot", measureBoot}, {"own", measureOwn}, {"block", measureBlock}, {"calls", measureCalls}} {
+	}{{"wake", measureWake}, {"pool", measurePool}, {"wakelinux", measureWakeLinux}, {"boot", measureBoot}, {"own", measureOwn}, {"block", measureBlock}, {"calls", measureCalls}, {"net", measureNet}} {
 		if s.only != "" && !slices.Contains(strings.Split(s.only, ","), part.name) {
 			continue
 		}

@@ -62,7 +62,13 @@ func startQEMU(f files, memory int64, machineArgs []string, kernelArgs string) (
 			args = append(args, "-drive", fmt.Sprintf("id=d%d,file=%s,format=raw,if=none%s", i, d.path, d.options), "-device", fmt.Sprintf("virtio-blk-device,drive=d%d", i))
 		}
 	}
+	if f.cable != nil { // as descriptor 3
+		args = append(args, "-netdev", "tap,id=net,fd=3,vhost=off", "-device", "virtio-net-device,netdev=net,mac="+guestMAC)
+	}
 	m.cmd = exec.Command("qemu-system-x86_64", args...)
+	if f.cable != nil {
+		m.cmd.ExtraFiles = []*os.File{f.cable.file}
+	}
 	m.cmd.Stderr, m.cmd.Stdout = &m.log, &m.log
 	if err := m.cmd.Start(); err != nil {
 		return nil, err

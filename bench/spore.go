@@ -24,6 +24,7 @@ type files struct {
 	image, writable        string // "" is none
 	scratch                string // a raw disk for fio, vdc; "" is none
 	console                string // where the guest's console goes; "" is nowhere
+	cable                  *cable // nil is no network
 	state, memory, hot     string // a snapshot to wake from, in place of the kernel, and its hot pages; "" boots, or has none
 	without                []jailer.Layer
 	processor              string // what KVM said of it; "" is asked for every time
@@ -123,6 +124,10 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 	sock, theirs, err := pair(unix.SOCK_SEQPACKET)
 	errs = append(errs, err)
 	c.Vsock = &api.Vsock{CID: 3, Broker: add(theirs)}
+	if f.cable != nil {
+		c.Net, err = f.cable.device(add)
+		errs = append(errs, err)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}

@@ -14,12 +14,12 @@ step "bench" go build -o bin/bench ./bench
 step "floor" scripts/bench-floor.sh bin
 kernel=$(guest/kernel/build.sh)
 
-# an image with fio
+# an image with fio, iperf3 and ping
 work=$cache/bench
 mkdir -p "$work"
-step "image" scripts/default-image.sh "$work/fio.tar" fio
-bin/spore image inspect bench:fio >/dev/null 2>&1 || bin/spore image import --quiet "tar:$work/fio.tar" bench:fio >/dev/null
-image=$(bin/spore image inspect bench:fio | sed -nE 's/^ *"path": "(.*)",$/\1/p' | head -n 1)
+step "image" scripts/default-image.sh "$work/net.tar" fio iperf3 iputils-ping
+bin/spore image inspect bench:net >/dev/null 2>&1 || bin/spore image import --quiet "tar:$work/net.tar" bench:net >/dev/null
+image=$(bin/spore image inspect bench:net | sed -nE 's/^ *"path": "(.*)",$/\1/p' | head -n 1)
 
 # Debian's cloud kernel, as its package has it, with the modules that the agent needs
 cloud=$(scripts/cloud-kernel.sh "$work")
@@ -51,7 +51,7 @@ mkdir -p "$shared"
 # that is not what is measured.
 cat >"$shared/measure.sh" <<MEASURE
 set -e
-modprobe vhost_vsock 2>/dev/null || true
+modprobe -a vhost_vsock tun 2>/dev/null || true
 d=\$(mktemp -d)
 trap 'rm -rf "\$d"' EXIT
 cp '$PWD/bin/spore-vmm' '$PWD/bin/initramfs.cpio' '$PWD/bin/bench' "\$d"
@@ -59,7 +59,7 @@ cp '$kernel' "\$d/vmlinux"; cp '$image' "\$d/image"
 cp '$cloud/vmlinuz' "\$d/cloud-vmlinuz"; cp '$cloud/initramfs.cpio' "\$d/cloud-initramfs.cpio"
 truncate -s 128M "\$d/layer" && /sbin/mkfs.ext4 -q -F -m 0 -O ^has_journal "\$d/layer"
 "\$d/bench" -bin "\$d" -out '$shared' -scratch "\$d" -kernel "\$d/vmlinux" -image "\$d/image" -writable "\$d/layer" \
-    -cloud-kernel "\$d/cloud-vmlinuz" -cloud-initramfs "\$d/cloud-initramfs.cpio" -only wakelinux,boot,own,block,calls ${BENCH_FLAGS:-}
+    -cloud-kernel "\$d/cloud-vmlinuz" -cloud-initramfs "\$d/cloud-initramfs.cpio" -only wakelinux,boot,own,block,calls,net ${BENCH_FLAGS:-}
 MEASURE
 $where bash "$shared/measure.sh"
 mkdir -p bench/results/raw

@@ -59,6 +59,9 @@ var actions = map[string]func() error{
 	"ioctl KVM_CREATE_VM":     call(unix.SYS_IOCTL, Report, 0xae01, 0),
 	"ioctl KVM_SET_MEMORY":    call(unix.SYS_IOCTL, Report, 0x4020ae46, 0),
 	"ioctl TIOCSTI":           call(unix.SYS_IOCTL, 0, unix.TIOCSTI, 0), // into the operator's terminal
+	"ioctl TUNSETIFF":         call(unix.SYS_IOCTL, Report, unix.TUNSETIFF, 0), // NET-08
+	"ioctl TUNSETOFFLOAD":     call(unix.SYS_IOCTL, Report, unix.TUNSETOFFLOAD, 0),
+	"ioctl SIOCSIFFLAGS":      call(unix.SYS_IOCTL, Report, unix.SIOCSIFFLAGS, 0),
 	"remove no_new_privs":     func() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 0, 0, 0, 0) },
 	"be dumpable":             dumpable,
 	"become dumpable":         func() error { return unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0) },

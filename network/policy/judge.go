@@ -170,7 +170,8 @@ func (p *Policy) about(name string) iter.Seq[*Rule] {
 
 // Named judges a TCP flow that Connect wants inspected, by the name that the guest says in it: the server name of a
 // ClientHello or the host of an HTTP request (without a port), "" for none. It is asked again for every further request of
-// an HTTP connection. Its verdict is Allow or Deny.
+// an HTTP connection, but need not be for a name that it has allowed on the same connection: an address that the connection was made to
+// stays the name's as long as that lasts. Its verdict is Allow or Deny.
 //
 // A flow that is SpokenOther is judged by its address alone; a server that speaks first, or a guest that says nothing in the time
 // given it, is SpokenOther. So is TLS without a server name.

@@ -123,7 +123,7 @@ func (r *receiver) awaitBuffers(ctx context.Context) error {
 	if r.q.EnableKicks() {
 		return nil
 	}
-	if err := r.q.Wait(ctx); err != nil && ctx.Err() == nil {
+	if err := r.q.Await(ctx); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("wait for buffers of the guest: %w", err)
 	}
 	return nil

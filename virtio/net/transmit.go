@@ -12,8 +12,12 @@ import (
 	"spore/virtio/queue"
 )
 
-// batch is after how many frames of a long row the driver sees what was done with them, and is interrupted if it asked for that.
-const batch = 16
+// After so many frames, or bytes, of a long row the driver sees what was done with them, and is interrupted if it asked for that. TCP in
+// the guest keeps no more than two large segments on their way.
+const (
+	batch      = 16
+	batchBytes = 32 << 10
+)
 
 // transmitter is the owner of the transmit queue.
 type transmitter struct {
@@ -27,6 +31,7 @@ type transmitter struct {
 	pending *queue.Chain // judged, and in vector; the descriptor has not taken it yet
 	pieces  int          // of pending, in vector
 	staged  int          // chains that the driver has not seen yet
+	bytes   uint64       // of those
 	wait    time.Duration
 	err     error // of the ring
 }
@@ -40,7 +45,7 @@ func (d *Device) transmit(ctx context.Context, a virtio.Active) error {
 	defer t.stop()
 	drain := t.drain // one closure for all calls
 	for {
-		if err := t.q.Wait(ctx); ctx.Err() != nil {
+		if err := t.q.Await(ctx); ctx.Err() != nil {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("wait for frames of the guest: %w", err)
@@ -179,10 +184,11 @@ func (t *transmitter) send(fd uintptr) bool {
 
 // done gives a chain back. It returns whether the ring took it.
 func (t *transmitter) done(c *queue.Chain) bool {
+	t.bytes += c.ReadableLen()
 	if t.err = t.q.Stage(c.Head, 0); t.err != nil {
 		return false
 	}
-	if t.staged++; t.staged >= batch {
+	if t.staged++; t.staged >= batch || t.bytes >= batchBytes {
 		t.show()
 	}
 	return true
@@ -193,7 +199,7 @@ func (t *transmitter) show() {
 	if t.staged == 0 {
 		return
 	}
-	t.staged = 0
+	t.staged, t.bytes = 0, 0
 	t.q.Publish()
 	if t.q.NeedsInterrupt() {
 		t.a.Used(transmitQueue)
