@@ -27,6 +27,9 @@ type waking struct {
 
 // prepareWake verifies a snapshot, and decrypts it where that is needed.
 func prepareWake(c *cli.Context, store *snapshot.Store, m *snapshot.Manifest) (_ *waking, err error) {
+	if err := checkUnlock(c, m); err != nil {
+		return nil, err
+	}
 	w := &waking{discard: func() error { return nil }}
 	if err := json.Unmarshal(m.Origin, &w.cfg); err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", m.Ref(), err)

@@ -107,6 +107,9 @@ func create(c *cli.Context) (_ *sandbox.Sandbox, discard func() error, err error
 	if c.IsSet("from") {
 		return createFrom(c, commandArgs(c))
 	}
+	if c.IsSet("unlock") {
+		return nil, nil, usagef(c, "--unlock opens the snapshot of --from, and there is none: leave it out")
+	}
 	sb, err := createOfImage(c)
 	return sb, func() error { return nil }, err
 }

@@ -133,8 +133,8 @@ func snapshotTake(c *cli.Context) error {
 // takeSnapshot saves a sandbox and adds that to the store. What is to be encrypted is saved into memory, and sealed from there.
 func takeSnapshot(c *cli.Context, store *snapshot.Store, sb *sandbox.Sandbox, m snapshot.Manifest) (*snapshot.Manifest, sandbox.Saved, error) {
 	var saved sandbox.Saved
-	if !c.IsSet("encrypt") && sb.Config.MemoryDisk && !c.Bool("plain") {
-		return nil, saved, fmt.Errorf("sandbox %s came from an encrypted snapshot: say --encrypt, or --plain to have this one unencrypted on the disk", sb.Ref())
+	if err := checkEncrypt(c, sb.Config.MemoryDisk); err != nil {
+		return nil, saved, err
 	}
 	pending, err := store.Begin()
 	if err != nil {

@@ -32,6 +32,25 @@ func unlockFlag() cli.Flag {
 // maxSecret bounds a file with a passphrase or a key, in bytes.
 const maxSecret = 64 << 10
 
+// checkEncrypt refuses what of --encrypt and --plain does not go together, before anything is saved.
+func checkEncrypt(c *cli.Context, fromEncrypted bool) error {
+	switch encrypt, plain := c.IsSet("encrypt"), c.Bool("plain"); {
+	case encrypt && plain:
+		return usagef(c, "--encrypt and --plain say the opposite of each other: leave one out")
+	case fromEncrypted && !encrypt && !plain:
+		return errors.New("the sandbox came from an encrypted snapshot: say --encrypt, or --plain to have this one unencrypted on the disk")
+	}
+	return nil
+}
+
+// checkUnlock refuses --unlock where nothing is locked: a user who gives a key believes that it protects something.
+func checkUnlock(c *cli.Context, m *snapshot.Manifest) error {
+	if c.IsSet("unlock") && m.Encryption == nil {
+		return usagef(c, "snapshot %s is not encrypted, there is nothing to open: leave --unlock out", m.Ref())
+	}
+	return nil
+}
+
 // wrapOf is what --encrypt asks for.
 func wrapOf(c *cli.Context) (*snapshot.Wrap, error) {
 	kind, arg, given := strings.Cut(c.String("encrypt"), ":")
