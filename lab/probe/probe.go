@@ -58,7 +58,7 @@ var actions = map[string]func() error{
 	"memfd":                   call(unix.SYS_MEMFD_CREATE, 0, 0),
 	"ioctl KVM_CREATE_VM":     call(unix.SYS_IOCTL, Report, 0xae01, 0),
 	"ioctl KVM_SET_MEMORY":    call(unix.SYS_IOCTL, Report, 0x4020ae46, 0),
-	"ioctl TIOCSTI":           call(unix.SYS_IOCTL, 0, unix.TIOCSTI, 0), // into the operator's terminal
+	"ioctl TIOCSTI":           call(unix.SYS_IOCTL, 0, unix.TIOCSTI, 0),        // into the operator's terminal
 	"ioctl TUNSETIFF":         call(unix.SYS_IOCTL, Report, unix.TUNSETIFF, 0), // NET-08
 	"ioctl TUNSETOFFLOAD":     call(unix.SYS_IOCTL, Report, unix.TUNSETOFFLOAD, 0),
 	"ioctl SIOCSIFFLAGS":      call(unix.SYS_IOCTL, Report, unix.SIOCSIFFLAGS, 0),

@@ -84,7 +84,7 @@ func TestForbidden(t *testing.T) {
 // interface's, to change its header, to filter, and to configure interfaces at all.
 func TestNET08_TapControl(t *testing.T) {
 	for _, s := range policy.Stages() {
-		vm := program(t, s.Program)
+		vm := seccomptest.Program(t, s.Program)
 		for name, request := range map[string]uint64{
 			"TUNSETIFF": unix.TUNSETIFF, "TUNSETQUEUE": unix.TUNSETQUEUE, "TUNSETOWNER": unix.TUNSETOWNER, "TUNSETPERSIST": unix.TUNSETPERSIST,
 			"TUNSETOFFLOAD": unix.TUNSETOFFLOAD, "TUNSETVNETHDRSZ": unix.TUNSETVNETHDRSZ, "TUNSETVNETLE": unix.TUNSETVNETLE, "TUNSETSNDBUF": unix.TUNSETSNDBUF,
@@ -92,7 +92,7 @@ func TestNET08_TapControl(t *testing.T) {
 			"SIOCSIFFLAGS": unix.SIOCSIFFLAGS, "SIOCSIFHWADDR": unix.SIOCSIFHWADDR, "SIOCSIFADDR": unix.SIOCSIFADDR, "SIOCGIFCONF": unix.SIOCGIFCONF,
 			"SIOCGSKNS": unix.SIOCGSKNS,
 		} {
-			if got := uint32(decide(t, vm, unix.SYS_IOCTL, archX8664, [6]uint64{7, request})); got != kill {
+			if got := uint32(seccomptest.Decide(t, vm, unix.SYS_IOCTL, seccomptest.ArchX8664, [6]uint64{7, request})); got != kill {
 				t.Errorf("%s stage: %s: filter says %#x", s.Name, name, got)
 			}
 		}
