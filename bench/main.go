@@ -74,7 +74,7 @@ func run(s settings) error {
 	for _, part := range []struct {
 		name string
 		do   func(settings, *results) error
-	}{{"wake", measureWake}, {"pool", measurePool}, {"wakelinux", measureWakeLinux}, {"boot", measureBoot}, {"own", measureOwn}, {"block", measureBlock}, {"calls", measureCalls}, {"net", measureNet}} {
+	}{{"wake", measureWake}, {"pool", measurePool}, {"netwake", measureNetWake}, {"wakelinux", measureWakeLinux}, {"boot", measureBoot}, {"own", measureOwn}, {"block", measureBlock}, {"calls", measureCalls}, {"net", measureNet}} {
 		if s.only != "" && !slices.Contains(strings.Split(s.only, ","), part.name) {
 			continue
 		}

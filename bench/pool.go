@@ -20,17 +20,21 @@ type shell struct {
 	control *os.File
 }
 
-// shape is the configuration of a bare-metal guest's machine without its files.
-func shape(memory int64) api.Config {
-	return api.Config{
+// shape is the configuration of a bare-metal guest's machine without its files, with a network interface if wired.
+func shape(memory int64, wired bool) api.Config {
+	c := api.Config{
 		Version: api.Version, ID: "bench", VCPUs: 1, Memory: memory, Log: api.NoFile, Entropy: api.NoFile, Test: true,
 		Boot: api.Boot{Kernel: api.NoFile, Initrd: api.NoFile}, Console: api.Console{Output: api.NoFile, Input: api.NoFile},
 		Vsock: &api.Vsock{CID: 3, Broker: api.NoFile},
 	}
+	if wired {
+		c.Net = &api.Net{File: api.NoFile}
+	}
+	return c
 }
 
-// startShell starts one and waits until it is ready.
-func startShell(s settings, memory int64, without []jailer.Layer) (*shell, error) {
+// startShell starts one of that shape and waits until it is ready.
+func startShell(s settings, memory int64, wired bool, without []jailer.Layer) (*shell, error) {
 	config, theirConfig, err := pair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
@@ -47,7 +51,7 @@ func startShell(s settings, memory int64, without []jailer.Layer) (*shell, error
 		return nil, err
 	}
 	defer kvm.Close()
-	c := shape(memory)
+	c := shape(memory, wired)
 	c.Wait, c.Control = true, 1
 	if err := api.Send(config, &c); err != nil {
 		return nil, err
@@ -87,8 +91,8 @@ func (sh *shell) stop() error {
 	return errors.Join(err, sh.process.Release())
 }
 
-// wake gives the shell a snapshot.
-func (sh *shell) wake(d dormant, memory int64) error {
+// wake gives the shell a snapshot, and a network interface's other end if it has one.
+func (sh *shell) wake(d dormant, memory int64, on *cable) error {
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -108,8 +112,13 @@ func (sh *shell) wake(d dormant, memory int64) error {
 	}
 	defer ours.Close()
 	files = append(files, theirs)
-	c := shape(memory)
+	c := shape(memory, false)
 	c.Restore, c.Vsock.Broker, c.Control = &api.Restore{State: 1, Memory: 2}, 3, api.NoFile
+	if on != nil {
+		if c.Net, err = on.device(func(f *os.File) api.File { files = append(files, f); return api.File(len(files)) }); err != nil {
+			return err
+		}
+	}
 	frame := &frameWriter{}
 	if err := api.Send(frame, &api.Request{ID: 1, Op: api.OpWake, Config: &c}); err != nil {
 		return err
@@ -141,12 +150,12 @@ func measurePool(s settings, r *results) error {
 		}
 		var running, first, restore []float64
 		for i := range n + 5 {
-			sh, err := startShell(s, size, without)
+			sh, err := startShell(s, size, false, without)
 			if err != nil {
 				return err
 			}
 			began := timing.Monotonic()
-			err = sh.wake(d, size)
+			err = sh.wake(d, size, nil)
 			var e, end api.Event
 			if err == nil {
 				e, err = sh.next(api.EventStarted)

@@ -32,12 +32,17 @@ func flatWait() []byte {
 type dormant struct{ state, memory string }
 
 // putToSleep saves a waiting guest with that much memory, and sets its flag.
-func putToSleep(s settings, memory int64, without []jailer.Layer) (d dormant, err error) {
+func putToSleep(s settings, memory int64, without []jailer.Layer) (dormant, error) {
+	return putToSleepOn(s, memory, without, nil)
+}
+
+// putToSleepOn is putToSleep for a guest that has a network interface, unless on is nil.
+func putToSleepOn(s settings, memory int64, without []jailer.Layer, on *cable) (d dormant, err error) {
 	flat := filepath.Join(s.scratch, "flat-wait")
 	if err := os.WriteFile(flat, flatWait(), 0o644); err != nil {
 		return d, err
 	}
-	m, err := startSpore(files{vmm: s.ours.vmm, kernel: flat, without: without}, memory, true)
+	m, err := startSpore(files{vmm: s.ours.vmm, kernel: flat, without: without, cable: on}, memory, true)
 	if err != nil {
 		return d, err
 	}
@@ -45,7 +50,8 @@ func putToSleep(s settings, memory int64, without []jailer.Layer) (d dormant, er
 	if _, err := m.started(runLimit); err != nil {
 		return d, err
 	}
-	d = dormant{filepath.Join(s.scratch, fmt.Sprintf("state-%d", memory>>20)), filepath.Join(s.scratch, fmt.Sprintf("memory-%d", memory>>20))}
+	shape := fmt.Sprintf("%d-%v", memory>>20, on != nil)
+	d = dormant{filepath.Join(s.scratch, "state-"+shape), filepath.Join(s.scratch, "memory-"+shape)}
 	var out []*os.File
 	for _, path := range []string{d.state, d.memory} {
 		f, err := os.Create(path)
