@@ -202,7 +202,7 @@ func (x *exchange) carry(r *http.Request) bool {
 		r.Body = flushing{body, x.forth}
 	}
 	go func() { // this function waits for it
-		err := r.Write(x.forth)
+		err := r.Write(plain{x.forth})
 		sent <- errors.Join(err, x.forth.Flush())
 	}()
 	goesOn, switched := x.respond(r, upgrade, old)
@@ -234,6 +234,13 @@ func cause(err error) string {
 	}
 	return err.Error()
 }
+
+// plain is a buffered writer without ReadFrom, which reads into the buffer that flushing empties at the same time.
+type plain struct{ w *bufio.Writer }
+
+func (p plain) Write(b []byte) (int, error)       { return p.w.Write(b) }
+func (p plain) WriteByte(b byte) error            { return p.w.WriteByte(b) }
+func (p plain) WriteString(s string) (int, error) { return p.w.WriteString(s) }
 
 // flushing flushes w before it waits for more of a body.
 type flushing struct {
@@ -299,7 +306,7 @@ func (x *exchange) respond(r *http.Request, upgrade, old bool) (goesOn, switched
 			resp.Close = true
 		}
 		resp.Body = flushing{resp.Body, x.out}
-		err = resp.Write(x.out)
+		err = resp.Write(plain{x.out})
 		if err = errors.Join(err, x.out.Flush()); err != nil {
 			return false, false
 		}
