@@ -176,6 +176,13 @@ func (n *Networks) begin(ctx context.Context, r *record) (Network, error) {
 		return Network{}, err
 	}
 	defer unlock()
+	if _, err := netlink.LinkByName(n.bridgeName(r.Choice)); err != nil && !tableless(r.Choice.Kind) {
+		unlockHost, err := lockHost()
+		if err != nil {
+			return Network{}, err
+		}
+		defer unlockHost()
+	}
 	net, err := n.ensure(r.Choice)
 	if err != nil {
 		return net, err

@@ -208,10 +208,10 @@ func TestNET06NATReaches(t *testing.T) {
 	if err := n.Grant(context.Background(), a.Sandbox, []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8:51::1")}); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
+	for round := range 2 {
 		for _, to := range []string{"198.51.100.1:18080", "[2001:db8:51::1]:18080"} {
 			if got, err := call(a.NetNS, to, dialLimit); err != nil {
-				t.Errorf("granted %s: %q, %v", to, got, err)
+				t.Errorf("granted, round %d, %s: %q, %v", round, to, got, err)
 			}
 			if got, err := call(b.NetNS, to, silence); err == nil {
 				t.Errorf("granted to another, %s: %q", to, got)

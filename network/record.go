@@ -83,6 +83,18 @@ func (n *Networks) lock() (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
+// hostLock is held while a bridge comes up: whoever sees that no route of the host covers its subnet must have its own there before anybody else
+// looks, with another directory of networks too.
+const hostLock = "/run/spore-networks.lock"
+
+func lockHost() (unlock func(), err error) {
+	f, err := flock.Open(hostLock, unix.LOCK_EX)
+	if err != nil {
+		return nil, fmt.Errorf("lock the host's networks: %w", err)
+	}
+	return func() { f.Close() }, nil
+}
+
 // errBusy says that another process works on an attachment.
 var errBusy = errors.New("another process works on it")
 

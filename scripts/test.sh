@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 . scripts/steps.sh
 
 # packages whose tests also run where guests run, with what must be there
-guest_packages="kvm doctor jailer jailer/cgroup test/e2e"
+guest_packages="kvm doctor jailer jailer/cgroup network test/e2e"
 
 step "packages" scripts/setup.sh
 step "build" make --no-print-directory build
@@ -54,7 +54,7 @@ fresh_host() {
 try() {
     local p=$1
     shift
-    (cd "$p" && in_guest_host timeout -k 10 "$test_limit" env REQUIRE=kvm,root,cgroup2,guest SPORE_BIN="$root/bin" \
+    (cd "$p" && in_guest_host timeout -k 10 "$test_limit" env REQUIRE=kvm,root,cgroup2,guest,network SPORE_BIN="$root/bin" \
         "$root/bin/test/${p//\//-}.test" -test.timeout 39m "$@")
 }
 export -f try in_guest_host
