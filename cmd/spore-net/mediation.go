@@ -31,9 +31,10 @@ type mediation struct {
 	lines  *bounded
 	audit  *policy.Audit
 
-	stack *stack.Stack // from start on
-	work  sync.WaitGroup
-	end   chan struct{}
+	resolver *resolver.Server // from start on, as is stack
+	stack    *stack.Stack
+	work     sync.WaitGroup
+	end      chan struct{}
 }
 
 // port is a published port.
@@ -124,7 +125,8 @@ func (m *mediation) start() error {
 			static[m.cfg.Hostname] = append(static[m.cfg.Hostname], p.Addr())
 		}
 	}
-	names, err := resolver.New(resolver.Config{
+	var err error
+	m.resolver, err = resolver.New(resolver.Config{
 		Policy: m.policy, Names: m.names, Upstreams: m.cfg.DNS, Static: static, Record: m.audit.Record, Clock: time.Now, Log: m.log,
 	})
 	if err != nil {
@@ -133,7 +135,7 @@ func (m *mediation) start() error {
 	l := m.cfg.Limits
 	m.stack, err = stack.New(stack.Config{
 		Frames: m.files[m.cfg.Frames], GuestMAC: m.cfg.GuestMAC, GatewayMAC: m.cfg.GatewayMAC, Guest: m.cfg.Guest, Gateways: m.cfg.Gateways, MTU: m.cfg.MTU,
-		Policy: m.policy, Names: m.names, Resolver: names, Proxy: m.proxy, Record: m.audit.Record, Log: m.log,
+		Policy: m.policy, Names: m.names, Resolver: m.resolver, Proxy: m.proxy, Record: m.audit.Record, Log: m.log,
 		Limits: stack.Limits{Flows: l.Flows, Opening: l.Opening, Memory: l.Memory, DialTimeout: l.DialTimeout, TCPIdle: l.TCPIdle, UDPIdle: l.UDPIdle},
 	})
 	if err != nil {
@@ -182,8 +184,9 @@ func (m *mediation) close() error {
 
 // reset forgets the guest that was.
 func (m *mediation) reset() {
+	m.stack.Reset() // first, so that nothing of the old guest's is learnt afterwards
+	m.resolver.Forget()
 	m.names.Forget()
-	m.stack.Reset()
 }
 
 // What the process may have of memory in all, as far as the collector can see to it: the limit of the data on the way, and what all

@@ -152,6 +152,8 @@ func (x *exchange) judge(r *http.Request) bool {
 		status = http.StatusMisdirectedRequest
 	case x.secure != "":
 		v = x.first.Verdict // by the server name, which is the same
+	case x.served && x.first.Verdict.Action == policy.Allow && same(host, x.first.Name):
+		v = x.first.Verdict // the address was the name's when the connection was made, and a connection outlives what the name server said
 	}
 	if !x.served {
 		x.first = Outcome{Verdict: v, Name: host}
