@@ -100,7 +100,7 @@ const (
 )
 
 // newTestMachine builds a machine for a bare-metal guest, with a probe at portProbe and gpaProbe.
-func newTestMachine(t *testing.T, c code, change func(*api.Config, *Env)) (*Machine, *probe) {
+func newTestMachine(t testing.TB, c code, change func(*api.Config, *Env)) (*Machine, *probe) {
 	t.Helper()
 	testenv.Require(t, testenv.KVM)
 	open := func(path string, flags int) *os.File {
@@ -144,7 +144,7 @@ func newTestMachine(t *testing.T, c code, change func(*api.Config, *Env)) (*Mach
 	return m, p
 }
 
-func within(t *testing.T) context.Context {
+func within(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	t.Cleanup(cancel)
 	return ctx
@@ -163,7 +163,7 @@ func finish(t *testing.T, m *Machine) Exit {
 	return exit
 }
 
-func await(t *testing.T, p *probe) {
+func await(t testing.TB, p *probe) {
 	t.Helper()
 	select {
 	case <-p.wake:

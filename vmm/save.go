@@ -12,6 +12,7 @@ import (
 	"spore/guestmem"
 	"spore/internal/timing"
 	"spore/virtio/block"
+	"spore/virtio/mmio"
 	"spore/vmm/api"
 	"spore/vmm/snapshot"
 )
@@ -84,7 +85,7 @@ func (m *Machine) saveParked(ctx context.Context, stateFile, memory *os.File, bl
 	}
 	clock.Done("memory")
 	saved.Disks = m.takeDiskWrites()
-	state, err := m.gather(blocks)
+	state, devices, err := m.gather(blocks)
 	if err != nil {
 		return err
 	}
@@ -96,7 +97,11 @@ func (m *Machine) saveParked(ctx context.Context, stateFile, memory *os.File, bl
 		saved.GoesOn, saved.Stopped = true, m.Stopped().Nanoseconds()
 		clock.Done("resume")
 	}
-	if err := writeAll(stateFile, state, 0); err != nil {
+	raw, err := encode(state, devices)
+	if err != nil {
+		return err
+	}
+	if err := writeAll(stateFile, raw, 0); err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
 	return nil
@@ -143,13 +148,13 @@ func written(disks map[string][]api.Extent) bool {
 // woke, the second what changed during the first; a third finds little less than the second.
 const livePasses = 2
 
-// gather reads the state of a paused machine.
-func (m *Machine) gather(blocks pageSet) ([]byte, error) {
+// gather reads the state of a paused machine. The devices' is not in the State yet: to write it down can wait until the guest runs.
+func (m *Machine) gather(blocks pageSet) (*snapshot.State, []deviceState, error) {
 	s := &snapshot.State{Memory: m.cfg.Memory, TSCKHz: m.tscKHz, Blocks: blocks}
 	for _, c := range m.cpus {
 		v, err := saveVCPU(c.kvm)
 		if err != nil {
-			return nil, fmt.Errorf("vCPU %d: %w", c.id, err)
+			return nil, nil, fmt.Errorf("vCPU %d: %w", c.id, err)
 		}
 		v.CPUID = c.cpuid
 		s.VCPUs = append(s.VCPUs, *v)
@@ -157,18 +162,33 @@ func (m *Machine) gather(blocks pageSet) ([]byte, error) {
 	var err error
 	for id := range s.Chips {
 		if s.Chips[id], err = m.vm.IRQChip(uint32(id)); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	if s.Clock, err = m.vm.Clock(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	var devices []deviceState
 	for _, d := range m.devs {
 		st, err := d.regs.SaveState()
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", d.name, err)
+			return nil, nil, fmt.Errorf("%s: %w", d.name, err)
 		}
-		raw, err := encodeDevice(st)
+		devices = append(devices, deviceState{d.name, st})
+	}
+	return s, devices, nil
+}
+
+// deviceState is that of a device, by its name.
+type deviceState struct {
+	name string
+	mmio.State
+}
+
+// encode writes down what gather has read.
+func encode(s *snapshot.State, devices []deviceState) ([]byte, error) {
+	for _, d := range devices {
+		raw, err := encodeDevice(d.State)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", d.name, err)
 		}

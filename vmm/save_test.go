@@ -92,7 +92,7 @@ func copyData(t testing.TB, to, from *os.File) {
 }
 
 // wake makes a machine of a snapshot.
-func wake(t *testing.T, from saveFiles, change func(*api.Config, *Env)) (*Machine, *probe) {
+func wake(t testing.TB, from saveFiles, change func(*api.Config, *Env)) (*Machine, *probe) {
 	t.Helper()
 	return newTestMachine(t, nil, func(cfg *api.Config, env *Env) {
 		dup := func(f *os.File) *os.File {
