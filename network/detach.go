@@ -217,8 +217,8 @@ func (n *Networks) sweepBridges(ctx context.Context) error {
 		if tableless(net.Kind) {
 			continue
 		}
-		on, err := n.on(net.Choice)
-		if err == nil && len(on) == 0 {
+		alone, err := n.alone(record{Attachment: Attachment{Choice: net.Choice}})
+		if err == nil && alone {
 			err = n.lowerBridge(ctx, net)
 		}
 		errs = append(errs, err)

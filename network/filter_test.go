@@ -35,6 +35,8 @@ func golden(t *testing.T, name, text string) {
 	}
 }
 
+func addrOf(s string) netip.Addr { return netip.MustParseAddr(s) }
+
 func prefixes(list ...string) (all []netip.Prefix) {
 	for _, s := range list {
 		all = append(all, netip.MustParsePrefix(s))

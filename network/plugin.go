@@ -70,19 +70,24 @@ func (e *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, 
 	return nil, fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
 }
 
-// bounded keeps the first limit bytes of what is written to it.
+// bounded keeps the first limit bytes of what is written to it. The buffer is not embedded: its ReadFrom would go past the limit.
 type bounded struct {
-	bytes.Buffer
+	kept  bytes.Buffer
 	limit int
 	over  bool
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	room := min(len(p), b.limit-b.Len())
+	room := min(len(p), b.limit-b.kept.Len())
 	b.over = b.over || room < len(p)
-	b.Buffer.Write(p[:room])
+	b.kept.Write(p[:room])
 	return len(p), nil
 }
+
+// Bytes returns what was kept.
+func (b *bounded) Bytes() []byte { return b.kept.Bytes() }
+
+func (b *bounded) String() string { return b.kept.String() }
 
 // cni is libcni, for one attachment whose lock is held.
 func (n *Networks) cni(lock *os.File) *libcni.CNIConfig {
