@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Measures snapshots and forks through the command line, where guests run: how long a guest stands still, how large files are,
-# what copies cost, whether depth matters, whether cycles lose anything. FORKS, DEPTH and CYCLES say how many, PARTS which of
-# "stop forks depth cycles". It is run by hand:
+# what copies cost, whether depth matters. FORKS and DEPTH say how many, PARTS which of "stop forks depth". It is run by hand:
 # scripts/bench-snapshots.sh, or on the emulated host 'bin/spore host run -- scripts/bench-snapshots.sh'.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +12,7 @@ cleanup() { spore ls -aq | xargs -r spore rm -f >/dev/null 2>&1 || true; rm -rf 
 trap cleanup EXIT
 ms() { echo $((($(date +%s%N) - $1) / 1000000)); }
 field() { sed -nE "s/^ *\"$1\": \"?([^\",]*)\"?,?\$/\1/p" | head -n 1; } # of indented JSON; starting python takes seconds there
-wants() { [[ " ${PARTS:=stop forks depth cycles} " == *" $1 "* ]]; }
+wants() { [[ " ${PARTS:=stop forks depth} " == *" $1 "* ]]; }
 median() { sort -n | awk '{a[NR]=$1} END{print a[int((NR+1)/2)]}'; }
 
 spore run "$image" true # leaves the template
@@ -67,25 +66,3 @@ if wants depth; then
     spore snapshot rm --children "$first" >/dev/null
 fi
 spore rm -f p >/dev/null
-
-if wants cycles; then
-    echo "== ${CYCLES:=20} cycles of take and restore under a checked write load"
-    spore run -d --name w "$image" sh -c 'cd /tmp; i=0; while :; do i=$((i+1)); head -c 1M /dev/urandom >f; sha256sum f >s; cp f g; sync; sha256sum f | cmp -s - s && cmp -s f g || { echo LOST $i; exit 1; }; echo $i; done' >/dev/null
-    last="" gone=0
-    for n in $(seq "$CYCLES"); do
-        sleep 1
-        # The emulated host loses a guest now and then (docs/testing.md): it is counted, and rolled back like any other.
-        if id=$(spore snapshot take w 2>>"$state/gone"); then last=$id; else gone=$((gone + 1)); fi
-        [ -n "$last" ] || { tail -n 1 "$state/gone"; exit 1; }
-        until spore snapshot restore w "$last" 2>>"$state/gone"; do
-            gone=$((gone + 1))
-            [ "$gone" -lt "$CYCLES" ] || { tail -n 3 "$state/gone"; exit 1; }
-        done
-        if spore logs w | grep LOST; then exit 1; fi
-        [ $((n % 10)) != 0 ] || echo "after $n cycles: nothing lost, the guest was gone $gone times"
-    done
-    sleep 2
-    spore logs w | tail -n 1 | grep -q '^[0-9][0-9]*$' || { echo "it does not write any more"; exit 1; }
-    echo "$CYCLES cycles, nothing lost on the disk; the guest was gone $gone times:"
-    sort "$state/gone" | uniq -c
-fi
