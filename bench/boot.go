@@ -16,7 +16,7 @@ const bootMemory = 128 << 20
 
 // measureBoot times process start → agent ready, interleaved, and reads the processes' memory meanwhile.
 func measureBoot(s settings, r *results) error {
-	boot := files{vmm: s.ours.vmm, kernel: s.ours.kernel, initramfs: s.ours.initramfs}
+	boot := files{vmm: s.ours.vmm, kernel: s.ours.kernel, initramfs: s.ours.initramfs, processor: s.ours.processor}
 	var spore, qemuTuned, qemuCloud, rss, qemuRSS []float64
 	exits, qemuExits := map[string][]float64{}, map[string][]float64{}
 	for i := range s.boots + 1 {
@@ -118,7 +118,7 @@ func measureOwn(s settings, r *results) error {
 	var spore, qemu []float64
 	for i := range s.boots + 1 {
 		began := time.Now()
-		m, err := startSpore(files{vmm: s.ours.vmm, kernel: flat}, bootMemory, true)
+		m, err := startSpore(files{vmm: s.ours.vmm, kernel: flat, processor: s.ours.processor}, bootMemory, true)
 		if err != nil {
 			return fmt.Errorf("spore: %w", err)
 		}

@@ -69,6 +69,7 @@ func run(s settings) error {
 		defer os.RemoveAll(dir)
 		s.scratch = dir
 	}
+	s.ours.processor = filepath.Join(s.scratch, "processor")
 	r := newResults()
 	var errs []error
 	for _, part := range []struct {

@@ -194,7 +194,7 @@ func measureWake(s settings, r *results) (err error) {
 	if err != nil {
 		return fmt.Errorf("put to sleep: %w", err)
 	}
-	f := files{vmm: s.ours.vmm, state: d.state, memory: d.memory, without: without, processor: filepath.Join(s.scratch, "processor")}
+	f := files{vmm: s.ours.vmm, state: d.state, memory: d.memory, without: without, processor: s.ours.processor}
 	peer, err := startFloor(s, d)
 	if err != nil {
 		return err

@@ -207,7 +207,7 @@ func runTrue(m machine) error {
 // measureWakeLinux times t0 → t4, request → agent answers, of a Linux guest with a root file system, in a fresh process,
 // beside QEMU's restore of the same guest.
 func measureWakeLinux(s settings, r *results) error {
-	f := files{vmm: s.ours.vmm, kernel: s.ours.kernel, initramfs: s.ours.initramfs, image: s.ours.image, writable: s.ours.writable, without: noCgroup()}
+	f := files{vmm: s.ours.vmm, kernel: s.ours.kernel, initramfs: s.ours.initramfs, image: s.ours.image, writable: s.ours.writable, without: noCgroup(), processor: s.ours.processor}
 	copyOf := func(name string) (files, error) { // each side writes to a disk of its own
 		g := f
 		g.writable = filepath.Join(s.scratch, name)
