@@ -135,7 +135,7 @@ func TestSweepLeavesTheLiving(t *testing.T) {
 // Two hundred sandboxes on one network: one after another, and many at once.
 func TestTwoHundredOnOneNetwork(t *testing.T) {
 	n := testNetworks(t)
-	count := 20
+	count := 12
 	if s := os.Getenv("ATTACHMENTS"); s != "" {
 		count, _ = strconv.Atoi(s)
 	}

@@ -10,7 +10,9 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
+	"spore/internal/flock"
 	"spore/internal/testenv"
 )
 
@@ -40,6 +42,11 @@ var needNetworks = testenv.Need{Name: "network", Probe: func() error {
 func testNetworks(t testing.TB) *Networks {
 	t.Helper()
 	testenv.Require(t, needNetworks)
+	lock, err := flock.Open("/run/spore-network-test.lock", unix.LOCK_EX) // names, ports and addresses of the host are used by one test at a time
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { lock.Close() })
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "resolv.conf")
 	if err := os.WriteFile(conf, []byte("nameserver 192.0.2.53\nsearch example.org\n"), 0o600); err != nil {
