@@ -279,6 +279,86 @@ def _():
     for t in all: t.start()
     for t in all: t.join()
     return len(made)
+# The resolver's own grammar, and names as only some programs read them.
+def each(tries):
+    """What came of several tries; one that fails does not end the rest."""
+    seen = []
+    for f in tries:
+        try:
+            seen.append(f())
+        except OSError as e:
+            seen.append(str(e))
+    return seen
+def send_query(raw, server=None, network="udp"):
+    if network == "tcp":
+        return tcp(server or resolver(), 53, struct.pack(">H", len(raw)) + raw).encode("latin-1").hex()
+    return udp(server or resolver(), 53, raw).encode("latin-1").hex()
+def labels(*parts):
+    return b"".join(bytes([len(p)]) + p for p in parts) + b"\0"
+def plain(name, kind=1, klass=1, flags=0x100, count=1, more=b""):
+    return struct.pack(">HHHHHH", random.randrange(65536), flags, count, 0, 0, 0) + name + struct.pack(">HH", kind, klass) + more
+FORBIDDEN_NAME, ALLOWED_NAME = labels(b"forbidden", b"test"), labels(b"allowed", b"test")
+@attempt("POLICY-52 two questions in one query")
+def _(): return send_query(plain(ALLOWED_NAME, count=2, more=FORBIDDEN_NAME + struct.pack(">HH", 1, 1)))
+@attempt("POLICY-53 a query that says it is an answer")
+def _(): return send_query(plain(FORBIDDEN_NAME, flags=0x8100))
+@attempt("POLICY-54 a query of another class")
+def _(): return each([lambda: send_query(plain(FORBIDDEN_NAME, klass=3)), lambda: send_query(plain(FORBIDDEN_NAME, klass=255))])
+@attempt("POLICY-55 a dot, a zero and a space within a label")
+def _(): return each([lambda: send_query(plain(labels(b"x.allowed", b"test"))), lambda: send_query(plain(labels(b"x\0allowed", b"test"))), lambda: send_query(plain(labels(b"x allowed", b"test")))])
+@attempt("POLICY-56 a name in capitals, and by TCP")
+def _(): return each([lambda: send_query(plain(labels(b"FORBIDDEN", b"Test"))), lambda: send_query(plain(FORBIDDEN_NAME), network="tcp")])
+@attempt("POLICY-57 types that carry keys, services and everything")
+def _(): return each([lambda k=k: send_query(plain(FORBIDDEN_NAME, kind=k)) for k in (64, 65, 255, 10, 252, 16, 12, 33)] + [lambda: send_query(plain(ALLOWED_NAME, kind=65))])
+@attempt("POLICY-58 data in a reverse name")
+def _(): return each([lambda: send_query(plain(labels(b"c2VjcmV0", b"34", b"216", b"184", b"93", b"in-addr", b"arpa"), kind=12)), lambda: send_query(plain(labels(*([b"1"] * 32 + [b"ip6", b"arpa"])), kind=12))])
+@attempt("POLICY-59 a pointer to itself in a query")
+def _(): return send_query(plain(b"\xc0\x0c"))
+@attempt("POLICY-60 an update and a notification")
+def _(): return each([lambda: send_query(plain(FORBIDDEN_NAME, flags=0x2800)), lambda: send_query(plain(FORBIDDEN_NAME, flags=0x2000))])
+
+# Hosts and server names as only some programs read them.
+@attempt("POLICY-61 an address for a Host")
+def _(): return each([lambda: tcp(ALLOWED, 80, get(ALLOWED, "/61")), lambda: tcp(ALLOWED, 80, get("1572395042", "/61")), lambda: tcp(ALLOWED, 80, get("0x5d.0xb8.0xd8.0x22", "/61"))])
+@attempt("POLICY-62 no Host")
+def _(): return each([lambda: tcp(ALLOWED, 80, b"GET /62 HTTP/1.0\r\n\r\n"), lambda: tcp(ALLOWED, 80, b"GET /62 HTTP/1.1\r\n\r\n"), lambda: tcp(ALLOWED, 80, b"GET /62\r\n")])
+@attempt("POLICY-63 another Host behind a fold, a blank and a carriage return")
+def _(): return each([lambda x=x: tcp(ALLOWED, 80, b"GET /63 HTTP/1.1\r\nHost: allowed.test\r\n" + x + b"\r\n\r\n") for x in (b" other.test", b"Host : other.test", b"X: 1\rHost: other.test", b"\nHost: other.test")])
+@attempt("POLICY-64 a Host with another's name in it")
+def _(): return each([lambda x=x: tcp(ALLOWED, 80, b"GET /64 HTTP/1.1\r\nHost: " + x + b"\r\n\r\n") for x in (b"other.test:80@allowed.test", b"allowed.test@other.test", b"other.test#allowed.test", b"allowed.test/../other.test", b"other.test, allowed.test", b"other.test\x00.allowed.test", b"allowed.test..")])
+@attempt("POLICY-65 an empty line before the request")
+def _(): return tcp(ALLOWED, 80, b"\r\n\r\n" + get("other.test", "/65"))
+@attempt("POLICY-66 server names that are nearly allowed")
+def _():
+    names = ("xallowed.test", "allowed.test.other.test", "wild.test", "x.allowed.test", "93.184.216.34")
+    return each([lambda name=name: tcp(ALLOWED, 443, get("other.test", "/66"), tls=name) for name in names])
+@attempt("POLICY-67 server names with zeros in them")
+def _():
+    seen, h = [], hello("allowed.test")
+    for name in (b"other\0d.test", b"other.test\0\0"):
+        s = socket.create_connection((ALLOWED, 443), LIMIT); s.settimeout(LIMIT)
+        s.sendall(h.replace(b"allowed.test", name))
+        seen.append(s.recv(64).hex())
+        s.close()
+    return seen
+@attempt("POLICY-68 an encrypted ClientHello under an allowed name")
+def _():
+    # In capitals, so that it is seen in the world's record if it gets there: the name itself may.
+    h = bytearray(hello("allowed.test").replace(b"allowed.test", b"ALLOWED.test"))
+    extension = struct.pack(">HH", 0xfe0d, 11) + b"\0" + b"\0\1\0\1" + b"\7" + b"\0\0" + b"\0\1x"
+    at = 5 + 4 + 2 + 32
+    at += 1 + h[at]                              # the session
+    at += 2 + struct.unpack(">H", h[at:at + 2])[0]  # the suites
+    at += 1 + h[at]                              # the compressions
+    h[at:at + 2] = struct.pack(">H", struct.unpack(">H", h[at:at + 2])[0] + len(extension))
+    h[at + 2:at + 2] = extension
+    n = len(h) - 9
+    h[3:5], h[6:9] = struct.pack(">H", n + 4), struct.pack(">I", n)[1:]
+    s = socket.create_connection((ALLOWED, 443), LIMIT); s.settimeout(LIMIT)
+    s.sendall(bytes(h))
+    return s.recv(64).hex()
+@attempt("POLICY-69 an allowed address by another's name that it was never given for")
+def _(): return tcp(WILD, 443, get("allowed.test", "/69"), tls="allowed.test")
 @attempt("still-allowed")
 def _(): return tcp("allowed.test", 80, get("allowed.test", "/still"))
 
