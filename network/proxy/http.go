@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"spore/network/policy"
@@ -20,6 +21,11 @@ const (
 	keptAlive    = 5 * time.Minute // between requests
 	maxInterim   = 16              // responses of 1xx before the last
 )
+
+// tokens are the characters of a header's name (RFC 9110 §5.6.2).
+const tokens = "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+var errName = errors.New("a header's name is none")
 
 var errTooLong = errors.New("the head is too long")
 
@@ -64,6 +70,11 @@ func (r *reader) request(guest net.Conn, by time.Time) (*http.Request, error) {
 	r.body()
 	if err != nil {
 		return nil, err
+	}
+	for name := range q.Header {
+		if strings.Trim(name, tokens) != "" {
+			return nil, errName
+		}
 	}
 	return q, guest.SetReadDeadline(time.Time{})
 }
@@ -200,11 +211,12 @@ func (x *exchange) carry(r *http.Request) bool {
 	upgrade := x.prepare(r)
 	sent := make(chan error, 1)
 	body := r.Body
-	if body != http.NoBody {
-		r.Body = flushing{body, x.forth}
+	var ended atomic.Bool
+	if ended.Store(body == http.NoBody); body != http.NoBody {
+		r.Body = flushing{body, x.forth, &ended}
 	}
 	go func() { // this function waits for it
-		err := r.Write(plain{x.forth})
+		err := r.Write(writer{x.forth})
 		sent <- errors.Join(err, x.forth.Flush())
 	}()
 	goesOn, switched := x.respond(r, upgrade, old)
@@ -213,10 +225,9 @@ func (x *exchange) carry(r *http.Request) bool {
 		x.tunnel()
 		return false
 	}
-	select {
-	case err := <-sent:
+	if ended.Load() && x.outside.SetWriteDeadline(time.Now().Add(farewell)) == nil {
+		err := errors.Join(<-sent, x.outside.SetWriteDeadline(time.Time{}))
 		return goesOn && err == nil && !r.Close && !old
-	default:
 	}
 	// The answer came before the whole request was sent: nobody may be there to take the rest.
 	x.outside.Close()
@@ -237,25 +248,31 @@ func cause(err error) string {
 	return err.Error()
 }
 
-// plain is a buffered writer without ReadFrom, which reads into the buffer that flushing empties at the same time.
-type plain struct{ w *bufio.Writer }
-
-func (p plain) Write(b []byte) (int, error)       { return p.w.Write(b) }
-func (p plain) WriteByte(b byte) error            { return p.w.WriteByte(b) }
-func (p plain) WriteString(s string) (int, error) { return p.w.WriteString(s) }
-
 // flushing flushes w before it waits for more of a body.
 type flushing struct {
 	io.ReadCloser
-	w *bufio.Writer
+	w     *bufio.Writer
+	ended *atomic.Bool // set when there is no more; nil: nobody asks
 }
 
 func (f flushing) Read(p []byte) (int, error) {
 	if err := f.w.Flush(); err != nil {
 		return 0, err
 	}
-	return f.ReadCloser.Read(p)
+	n, err := f.ReadCloser.Read(p)
+	if err != nil && f.ended != nil {
+		f.ended.Store(true)
+	}
+	return n, err
 }
+
+// writer is a bufio.Writer without ReadFrom, which would have flushing flush the buffer that is being read into.
+type writer struct{ to *bufio.Writer }
+
+func (w writer) Write(p []byte) (int, error) { return w.to.Write(p) }
+
+// WriteByte keeps package http from putting a buffer of its own before this one.
+func (w writer) WriteByte(c byte) error { return w.to.WriteByte(c) }
 
 // prepare makes of a request what is sent. It reports whether the guest asks for a WebSocket: no other protocol may follow, for none
 // else could be looked into or would stay with the host.
@@ -307,8 +324,8 @@ func (x *exchange) respond(r *http.Request, upgrade, old bool) (goesOn, switched
 		if last && resp.StatusCode != http.StatusSwitchingProtocols && r.Close {
 			resp.Close = true
 		}
-		resp.Body = flushing{resp.Body, x.out}
-		err = resp.Write(plain{x.out})
+		resp.Body = flushing{resp.Body, x.out, nil}
+		err = resp.Write(writer{x.out})
 		if err = errors.Join(err, x.out.Flush()); err != nil {
 			return false, false
 		}
