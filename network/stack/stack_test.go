@@ -26,7 +26,8 @@ func (w world) UDP(to netip.AddrPort) (stack.Socket, error) { return w.UDPSocket
 
 // Ping gives one end of a pair whose other end answers as the kernel's ping sockets do.
 func (w world) Ping(to netip.Addr) (stack.Socket, error) {
-	theirs, ours := stacktest.Pair(w.t())
+	w.Note(netip.AddrPortFrom(to, 0))
+	theirs, ours := stacktest.Pair(theTest)
 	go func() {
 		defer ours.Close()
 		b := make([]byte, 1<<16)
@@ -48,9 +49,57 @@ func (w world) Ping(to netip.Addr) (stack.Socket, error) {
 	return theirs, nil
 }
 
-func (w world) t() testing.TB { return theTest }
-
 var theTest testing.TB // of the test that runs; they do not run at once
+
+// ping waits for the reply to an echo request.
+func (r *rig) ping(t testing.TB, to netip.Addr) {
+	t.Helper()
+	reply := make(chan []byte, 16)
+	r.guest.Tap(func(f []byte) { reply <- f })
+	defer r.guest.Tap(nil)
+	r.guest.Send(t, r.echoRequest(to, 0x1234, 7, "payload"))
+	end := time.After(patience)
+	for {
+		select {
+		case f := <-reply:
+			p := f[stacktest.Header:]
+			if to.Is4() && len(p) == 35 && p[9] == 1 && string(p[20:22]) == "\x00\x00" && string(p[24:]) == "\x12\x34\x00\x07payload" {
+				return
+			}
+			if to.Is6() && len(p) == 55 && p[6] == 58 && string(p[40:42]) == "\x81\x00" && string(p[44:]) == "\x12\x34\x00\x07payload" {
+				return
+			}
+		case <-end:
+			t.Fatal("no echo reply")
+		}
+	}
+}
+
+// echoRequest is a frame.
+func (r *rig) echoRequest(to netip.Addr, id, sequence uint16, payload string) []byte {
+	message := []byte{8, 0, 0, 0, byte(id >> 8), byte(id), byte(sequence >> 8), byte(sequence)}
+	message = append(message, payload...)
+	if to.Is6() {
+		message[0] = 128
+		return ipv6(r.guest, stacktest.Guest6.Addr(), to, 58, message)
+	}
+	return ipv4(r.guest, stacktest.Guest4.Addr(), to, 1, 0, nil, message)
+}
+
+// ipv4 is a frame with an IPv4 packet; fragment is the field of flags and offset.
+func ipv4(g *stacktest.Guest, from, to netip.Addr, protocol byte, fragment uint16, options, payload []byte) []byte {
+	size := 20 + len(options)
+	f := append(g.Head(0x0800), byte(0x40|size/4), 0, byte((size+len(payload))>>8), byte(size+len(payload)), 0x11, 0x22, byte(fragment>>8), byte(fragment), 64, protocol, 0, 0)
+	f = append(append(f, from.AsSlice()...), to.AsSlice()...)
+	return append(append(f, options...), payload...)
+}
+
+// ipv6 is a frame with an IPv6 packet.
+func ipv6(g *stacktest.Guest, from, to netip.Addr, next byte, payload []byte) []byte {
+	f := append(g.Head(0x86dd), 0x60, 0, 0, 0, byte(len(payload)>>8), byte(len(payload)), next, 64)
+	f = append(append(f, from.AsSlice()...), to.AsSlice()...)
+	return append(f, payload...)
+}
 
 // rig is a stack with a guest before it and a world behind it.
 type rig struct {
@@ -338,6 +387,52 @@ func TestDNS(t *testing.T) {
 	}
 	if _, err := r.dial(t, netip.AddrPortFrom(stacktest.Gateway4, 54)); err == nil {
 		t.Error("another port of the gateway's answers")
+	}
+}
+
+func TestPing(t *testing.T) {
+	r := setUp(t, policy.Source{Allow: []string{"icmp://203.0.113.0/24", "icmp://[2001:db8::]/32"}}, nil)
+	for _, to := range []netip.Addr{netip.MustParseAddr("203.0.113.7"), netip.MustParseAddr("2001:db8::7"), stacktest.Gateway4, stacktest.Gateway6} {
+		r.ping(t, to)
+	}
+	if asked := r.world.Asked(); len(asked) != 2 {
+		t.Errorf("asked for %v", asked)
+	}
+}
+
+// TestNeighbours asks for our addresses, which is answered, and for others, which is not.
+func TestNeighbours(t *testing.T) {
+	r := setUp(t, everything, nil)
+	answers := make(chan []byte, 16)
+	r.guest.Tap(func(f []byte) { answers <- f[stacktest.Header:] })
+	arp := func(target netip.Addr) []byte {
+		f := append(r.guest.Head(0x0806), 0, 1, 8, 0, 6, 4, 0, 1)
+		f = append(append(f, stacktest.GuestMAC...), stacktest.Guest4.Addr().AsSlice()...)
+		return append(append(f, make([]byte, 6)...), target.AsSlice()...)
+	}
+	solicit := func(target netip.Addr) []byte {
+		body := append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, target.AsSlice()...)
+		f := ipv6(r.guest, stacktest.Guest6.Addr(), target, 58, append(append(body, 1, 1), stacktest.GuestMAC...))
+		f[stacktest.Header+7] = 255
+		return f
+	}
+	r.guest.Send(t, arp(stacktest.Guest4.Addr()))
+	r.guest.Send(t, arp(netip.MustParseAddr("198.18.0.3")))
+	r.guest.Send(t, solicit(netip.MustParseAddr("fd53:706f:7265::3")))
+	r.guest.Send(t, arp(stacktest.Gateway4))
+	r.guest.Send(t, solicit(stacktest.Gateway6))
+	for i := range 2 {
+		select {
+		case p := <-answers:
+			if i == 0 && (len(p) != 28 || p[7] != 2 || !bytes.Equal(p[8:14], stacktest.GatewayMAC) || !bytes.Equal(p[14:18], stacktest.Gateway4.AsSlice())) {
+				t.Errorf("ARP %x", p)
+			}
+			if i == 1 && (len(p) != 72 || p[40] != 136 || p[44] != 0xe0 || !bytes.Equal(p[48:64], stacktest.Gateway6.AsSlice()) || !bytes.Equal(p[66:72], stacktest.GatewayMAC)) {
+				t.Errorf("advertisement %x", p)
+			}
+		case <-time.After(patience):
+			t.Fatal("no answer")
+		}
 	}
 }
 

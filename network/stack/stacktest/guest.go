@@ -5,7 +5,6 @@ package stacktest
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -273,5 +272,9 @@ func (w *World) UDPSocket(to netip.AddrPort) (*net.UDPConn, error) {
 	return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(real))
 }
 
-// ErrNoPing is what ping sockets end in here.
-var ErrNoPing = errors.New("no ping sockets in this world")
+// Note notes that somebody wanted to go there.
+func (w *World) Note(a netip.AddrPort) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asked = append(w.asked, a)
+}
