@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"spore/network/api"
@@ -30,6 +31,7 @@ type mediation struct {
 	ports  []port
 	lines  *bounded
 	audit  *policy.Audit
+	denied atomic.Uint64
 
 	resolver *resolver.Server // from start on, as is stack
 	stack    *stack.Stack
@@ -71,7 +73,7 @@ func newMediation(cfg api.Config, files []*os.File) (m *mediation, err error) {
 		secrets = append(secrets, proxy.Secret{Secret: s.Secret, Placeholder: s.Placeholder, Value: string(s.Value)})
 	}
 	m.proxy, err = proxy.New(proxy.Config{
-		Policy: m.policy, Names: m.names, Secrets: secrets, Roots: cfg.Roots, Sniff: cfg.Limits.Sniff, Record: m.audit.Record, Clock: time.Now,
+		Policy: m.policy, Names: m.names, Secrets: secrets, Roots: cfg.Roots, Sniff: cfg.Limits.Sniff, Record: m.record, Clock: time.Now,
 	})
 	if err != nil {
 		return nil, err
@@ -127,7 +129,7 @@ func (m *mediation) start() error {
 	}
 	var err error
 	m.resolver, err = resolver.New(resolver.Config{
-		Policy: m.policy, Names: m.names, Upstreams: m.cfg.DNS, Static: static, Record: m.audit.Record, Clock: time.Now, Log: m.log,
+		Policy: m.policy, Names: m.names, Upstreams: m.cfg.DNS, Static: static, Record: m.record, Clock: time.Now, Log: m.log,
 	})
 	if err != nil {
 		return err
@@ -135,7 +137,7 @@ func (m *mediation) start() error {
 	l := m.cfg.Limits
 	m.stack, err = stack.New(stack.Config{
 		Frames: m.files[m.cfg.Frames], GuestMAC: m.cfg.GuestMAC, GatewayMAC: m.cfg.GatewayMAC, Guest: m.cfg.Guest, Gateways: m.cfg.Gateways, MTU: m.cfg.MTU,
-		Policy: m.policy, Names: m.names, Resolver: m.resolver, Proxy: m.proxy, Record: m.audit.Record, Log: m.log,
+		Policy: m.policy, Names: m.names, Resolver: m.resolver, Proxy: m.proxy, Record: m.record, Log: m.log,
 		Limits: stack.Limits{Flows: l.Flows, Opening: l.Opening, Memory: l.Memory, DialTimeout: l.DialTimeout, TCPIdle: l.TCPIdle, UDPIdle: l.UDPIdle},
 	})
 	if err != nil {
@@ -182,6 +184,14 @@ func (m *mediation) close() error {
 	return err
 }
 
+// record writes an audit line, or counts it.
+func (m *mediation) record(e policy.Event) {
+	if e.Action == policy.Deny {
+		m.denied.Add(max(e.Count, 1))
+	}
+	m.audit.Record(e)
+}
+
 // reset forgets the guest that was.
 func (m *mediation) reset() {
 	m.stack.Reset() // first, so that nothing of the old guest's is learnt afterwards
@@ -203,7 +213,7 @@ func (m *mediation) stats() api.Stats {
 	return api.Stats{
 		FromGuest: api.Traffic(s.FromGuest), ToGuest: api.Traffic(s.ToGuest), Sent: s.Sent, Received: s.Received,
 		Malformed: s.Malformed, Spoofed: s.Spoofed, Unwanted: s.Unwanted, Overload: s.Overload, Dropped: s.Dropped,
-		Denied: s.Denied + m.proxy.Denied(), Failed: s.Failed, Open: s.Open, Flows: s.Flows, Queries: s.Queries,
+		Denied: m.denied.Load(), Failed: s.Failed, Open: s.Open, Flows: s.Flows, Queries: s.Queries,
 		Substitutions: m.proxy.Substitutions(), AuditLost: m.lines.lost.Load(), Memory: mem.Sys - mem.HeapReleased, Goroutines: runtime.NumGoroutine(),
 	}
 }

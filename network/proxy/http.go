@@ -22,10 +22,27 @@ const (
 	maxInterim   = 16              // responses of 1xx before the last
 )
 
+// hostCharacters are those of names, addresses and ports.
+const hostCharacters = "-._:[]0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
 // tokens are the characters of a header's name (RFC 9110 §5.6.2).
 const tokens = "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-var errName = errors.New("a header's name is none")
+var errOdd = errors.New("a request that servers may read in more than one way")
+
+// plain refuses what package http would let through, or drop: another version, a target that is no path, a host that is none, a header whose name is none.
+func plain(q *http.Request) error {
+	scheme := q.URL.Scheme == "" || q.URL.Host != "" && (strings.EqualFold(q.URL.Scheme, "http") || strings.EqualFold(q.URL.Scheme, "https"))
+	if q.ProtoMajor != 1 || q.URL.Opaque != "" || !scheme || strings.Trim(q.Host, hostCharacters) != "" {
+		return errOdd
+	}
+	for name := range q.Header {
+		if strings.Trim(name, tokens) != "" {
+			return errOdd
+		}
+	}
+	return nil
+}
 
 var errTooLong = errors.New("the head is too long")
 
@@ -71,10 +88,8 @@ func (r *reader) request(guest net.Conn, by time.Time) (*http.Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	for name := range q.Header {
-		if strings.Trim(name, tokens) != "" {
-			return nil, errName
-		}
+	if err := plain(q); err != nil {
+		return nil, err
 	}
 	return q, guest.SetReadDeadline(time.Time{})
 }
@@ -175,7 +190,6 @@ func (x *exchange) judge(r *http.Request) bool {
 		return true
 	}
 	if x.outside != nil || x.secure != "" {
-		x.proxy.denied.Add(1)
 		x.proxy.cfg.Record(policy.Event{Action: policy.Deny, Protocol: policy.TCP, Destination: x.flow.Destination, Name: host, Rule: v.Rule, Reason: v.Reason})
 	}
 	x.fail(status, denial(x.flow, v, host))

@@ -53,7 +53,6 @@ func (p *Proxy) intercept(ctx context.Context, c Connection, head []byte, name s
 
 // unproven tells the guest, and the audit, that a host is not what it says.
 func (p *Proxy) unproven(c Connection, host string, err error) {
-	p.denied.Add(1)
 	p.cfg.Record(policy.Event{Action: policy.Deny, Protocol: policy.TCP, Destination: c.Flow.Destination, Name: host, Rule: "secret:tls",
 		Reason: fmt.Sprintf("the host has not proven by TLS that it is %s: %v", host, err)})
 	say(c.Guest, alertBadCertificate)

@@ -59,7 +59,7 @@ type Proxy struct {
 	roots     *x509.CertPool
 	scrub     []replacement // values that come back
 
-	denied, substitutions atomic.Uint64
+	substitutions atomic.Uint64
 }
 
 // New returns a Proxy.
@@ -100,9 +100,6 @@ func (p *Proxy) CA() []byte {
 	}
 	return p.authority.pem
 }
-
-// Denied is how many requests were denied in connections that had an allowed one before.
-func (p *Proxy) Denied() uint64 { return p.denied.Load() }
 
 // Substitutions is how many placeholders were replaced by their secrets.
 func (p *Proxy) Substitutions() uint64 { return p.substitutions.Load() }

@@ -176,7 +176,7 @@ func TestHTTP(t *testing.T) {
 		"an address":           {"GET / HTTP/1.1\r\nHost: 93.184.216.34\r\n\r\n", []int{403}, nil},
 		"not what it is at":    {"GET / HTTP/1.1\r\nHost: unresolved.example.org\r\n\r\n", []int{403}, nil},
 		"two hosts":            {"GET / HTTP/1.1\r\nHost: api.example.org\r\nHost: evil.example\r\n\r\n", []int{400}, nil},
-		"folded host":          {"GET / HTTP/1.1\r\nHost: api.example.org\r\n evil.example\r\n\r\n", []int{403}, nil},
+		"folded host":          {"GET / HTTP/1.1\r\nHost: api.example.org\r\n evil.example\r\n\r\n", []int{400}, nil},
 		"space before colon":   {"GET / HTTP/1.1\r\nHost : evil.example\r\nHost: api.example.org\r\n\r\n", []int{400}, nil},
 		"absolute":             {"GET http://api.example.org/x HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n", []int{200}, []string{"GET api.example.org /x "}},
 		"absolute elsewhere":   {"GET http://evil.example/x HTTP/1.1\r\nHost: api.example.org\r\n\r\n", []int{403}, nil},

@@ -157,7 +157,6 @@ func (x *exchange) stray(r *http.Request, host string) {
 		if s.Covers(host) {
 			why = "the placeholder of " + s.Name + " was sent without TLS"
 		}
-		x.proxy.denied.Add(1)
 		x.proxy.cfg.Record(policy.Event{Action: policy.Deny, Protocol: policy.TCP, Destination: x.flow.Destination, Name: host,
 			Rule: "secret:" + s.Name, Reason: why + ", and was not replaced"})
 	}

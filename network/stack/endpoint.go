@@ -82,23 +82,40 @@ func (e *endpoint) take(head []byte, room *buffer.View, size int) *buffer.View {
 	if j.source.Is6() {
 		number = header.IPv6ProtocolNumber
 	}
-	var v *buffer.View
+	var b buffer.Buffer
 	if n := len(j.packet); n <= copied {
-		v = buffer.NewViewWithData(j.packet)
+		b = buffer.MakeWithView(buffer.NewViewWithData(j.packet))
 	} else {
-		v = room
-		v.CapLength(n)
+		// The headers by themselves: the stack copies what they lie in, if others hold it too.
+		h := headersOf(j)
+		b = buffer.MakeWithView(buffer.NewViewWithData(j.packet[:h]))
+		room.CapLength(n)
+		room.TrimFront(h)
+		if err := b.Append(room); err != nil {
+			panic("bug: a view cannot be appended: " + err.Error())
+		}
 		room = buffer.NewViewSize(buffer.MaxChunkSize)
 	}
 	e.mu.RLock()
 	d := e.dispatcher
 	e.mu.RUnlock()
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(v)})
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: b})
 	if d != nil {
 		d.DeliverNetworkPacket(number, pkt)
 	}
 	pkt.DecRef()
 	return room
+}
+
+// headersOf is how long the headers of a packet are that is larger than copied.
+func headersOf(j judgement) int {
+	n := len(j.packet) - len(j.payload)
+	switch transport := j.payload; {
+	case j.protocol == uint8(header.TCPProtocolNumber):
+		return n + min(max(int(header.TCP(transport).DataOffset()), header.TCPMinimumSize), len(transport))
+	default:
+		return n + min(header.UDPMinimumSize, len(transport))
+	}
 }
 
 // WritePackets implements stack.LinkWriter.
