@@ -5,6 +5,7 @@ package virtio
 import (
 	"context"
 	"encoding/json"
+	"os"
 
 	"spore/guestmem"
 	"spore/virtio/queue"
@@ -75,4 +76,12 @@ type Active struct {
 	Queues   []*queue.Queue  // as in QueueSizes; nil where the driver set none up
 	Used     func(queue int) // raise the used-buffer interrupt; the device asks Queue.NeedsInterrupt first
 	Changed  func()          // raise the configuration-change interrupt
+
+	Kicks func(queue int) *os.File // the eventfd of a queue's kicks, for a KickListener; nil for others
+}
+
+// KickListener is a device whose Run listens to the eventfds of kicks itself, together with what else it waits for. Its queues cannot
+// be waited for, and the runtime's poller need not know the eventfds.
+type KickListener interface {
+	OwnKicks()
 }

@@ -48,8 +48,8 @@ type device struct {
 }
 
 // newDevice gives a device its address, its interrupt and its event descriptors, tied to KVM, but not yet its registers.
-func (m *Machine) newDevice(name string, queues int) error {
-	n := len(m.devs)
+func (m *Machine) newDevice(l line) error {
+	n, name := len(m.devs), l.name
 	if n >= maxRegister {
 		return fmt.Errorf("add %s: no interrupt left after %d devices", name, n)
 	}
@@ -59,8 +59,12 @@ func (m *Machine) newDevice(name string, queues int) error {
 		return err
 	}
 	m.devs = append(m.devs, d) // from here on Machine.release closes it
-	for range queues {
-		f, err := eventfd(name+" kick", unix.EFD_NONBLOCK)
+	flags := unix.EFD_NONBLOCK
+	if l.ownKicks {
+		flags = 0 // only polled by the device
+	}
+	for range l.queues {
+		f, err := eventfd(name+" kick", flags)
 		if err != nil {
 			return err
 		}

@@ -37,33 +37,34 @@ func (m *Machine) makeDevices(env Env) error {
 
 // line is a device as KVM sees it.
 type line struct {
-	name   string
-	queues int
+	name     string
+	queues   int
+	ownKicks bool // its model is a virtio.KickListener
 }
 
 // lines are the devices of a configuration, in the order in which the guest finds them.
 func lines(cfg *api.Config) []line {
 	var all []line
 	for i := range cfg.Disks {
-		all = append(all, line{fmt.Sprintf("disk%d", i), 1})
+		all = append(all, line{name: fmt.Sprintf("disk%d", i), queues: 1})
 	}
 	for i := range cfg.Pmem {
-		all = append(all, line{fmt.Sprintf("pmem%d", i), 1})
+		all = append(all, line{name: fmt.Sprintf("pmem%d", i), queues: 1})
 	}
 	if cfg.Vsock != nil {
-		all = append(all, line{"vsock", 3})
+		all = append(all, line{name: "vsock", queues: 3})
 	}
 	if !cfg.Test { // a bare-metal guest has ports to speak through
-		all = append(all, line{"console", 2})
+		all = append(all, line{name: "console", queues: 2})
 	}
 	if cfg.Entropy >= 0 {
-		all = append(all, line{"rng", 1})
+		all = append(all, line{name: "rng", queues: 1})
 	}
 	if cfg.Balloon {
-		all = append(all, line{"balloon", 5})
+		all = append(all, line{name: "balloon", queues: 5})
 	}
 	if cfg.Net != nil {
-		all = append(all, line{"net", 2})
+		all = append(all, line{name: "net", queues: 2, ownKicks: true})
 	}
 	return all
 }
@@ -71,7 +72,7 @@ func lines(cfg *api.Config) []line {
 // makeLines makes what KVM has of the devices: it takes longest, and needs nothing but their number.
 func (m *Machine) makeLines(Env) error {
 	for _, l := range lines(&m.cfg) {
-		if err := m.newDevice(l.name, l.queues); err != nil {
+		if err := m.newDevice(l); err != nil {
 			return err
 		}
 	}

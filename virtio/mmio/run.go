@@ -32,7 +32,7 @@ func (t *Transport) start(fresh bool) {
 		if fresh {
 			s.NextAvail, s.NextUsed = 0, 0
 		}
-		q, err := queue.New(t.cfg.Mem, s, f, t.kickFile(i))
+		q, err := queue.New(t.cfg.Mem, s, f, t.waitFile(i))
 		if err != nil {
 			t.fail(err)
 			t.queues = nil
@@ -43,7 +43,7 @@ func (t *Transport) start(fresh bool) {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &runner{cancel: cancel, done: make(chan struct{})}
 	t.runner = r
-	active := virtio.Active{Features: t.driverFeatures, Mem: t.cfg.Mem, Queues: t.queues, Used: t.used, Changed: t.changed}
+	active := virtio.Active{Features: t.driverFeatures, Mem: t.cfg.Mem, Queues: t.queues, Used: t.used, Changed: t.changed, Kicks: t.cfg.Kick}
 	go func() {
 		defer close(r.done)
 		if err := t.runDevice(ctx, active); err != nil && ctx.Err() == nil {
@@ -52,9 +52,9 @@ func (t *Transport) start(fresh bool) {
 	}()
 }
 
-// kickFile is the eventfd of queue i, nil without one.
-func (t *Transport) kickFile(i int) *os.File {
-	if t.cfg.Kick == nil {
+// waitFile is the eventfd by which queue i is waited for, nil without one.
+func (t *Transport) waitFile(i int) *os.File {
+	if _, own := t.cfg.Device.(virtio.KickListener); own || t.cfg.Kick == nil {
 		return nil
 	}
 	return t.cfg.Kick(i)

@@ -92,14 +92,14 @@ func bench(b *testing.B, cfg Config) (rx, tx *lazy, tap *nettest.Tap) {
 	}
 	d, tap := newDevice(b, cfg)
 	var guests [2]*lazy
-	a := virtio.Active{Features: d.Features(), Mem: mem, Changed: func() {}}
+	a := virtio.Active{Features: d.Features(), Mem: mem, Changed: func() {}, Kicks: func(q int) *os.File { return guests[q].kick }}
 	for i := range guests {
 		fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 		if err != nil {
 			b.Fatal(err)
 		}
 		g := &lazy{mem: mem, at: benchRings * guestmem.GPA(i+1), kick: os.NewFile(uintptr(fd), "kick"), interrupted: make(chan struct{}, 1)}
-		q, err := queue.New(mem, g.state(), queue.Features{EventIdx: true, Indirect: true}, g.kick)
+		q, err := queue.New(mem, g.state(), queue.Features{EventIdx: true, Indirect: true}, nil)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -4,12 +4,10 @@
 package net
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"sync/atomic"
 
 	"spore/virtio"
@@ -88,7 +86,10 @@ type Device struct {
 	overflow []byte      // where a frame goes that is larger than the guest's buffers; made when first needed
 }
 
-var _ virtio.Device = (*Device)(nil)
+var (
+	_ virtio.Device       = (*Device)(nil)
+	_ virtio.KickListener = (*Device)(nil)
+)
 
 // New makes a device and takes over cfg.File.
 func New(cfg Config) (*Device, error) {
@@ -150,34 +151,7 @@ func (d *Device) ReadConfig(p []byte, off uint32) {
 // WriteConfig does nothing: an address is set through a control queue, which is not offered (NET-04).
 func (d *Device) WriteConfig([]byte, uint32) {}
 
-// Run moves frames until ctx ends or the driver breaks a ring. Frames that come meanwhile wait in the descriptor.
-func (d *Device) Run(ctx context.Context, a virtio.Active) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	if up := !d.down.Load(); up != d.told { // since the state was saved
-		d.told = up
-		a.Changed()
-	}
-	undo := d.port.interruptAfter(ctx)
-	defer undo()
-	var both sync.WaitGroup
-	errs := make([]error, 2)
-	for i, serve := range []func(context.Context, virtio.Active) error{d.receive, d.transmit} {
-		both.Go(func() {
-			if errs[i] = virtio.Contain(func() error { return serve(ctx, a) }); errs[i] != nil {
-				cancel(errs[i])
-			}
-		})
-	}
-	both.Wait()
-	if errs[0] != nil {
-		return errs[0]
-	}
-	return errs[1]
-}
-
 // hangUp takes the link down, for good: the other side of the descriptor has gone. Frames of the guest are dropped from now on.
-// It is called by the receiver only.
 func (d *Device) hangUp(a virtio.Active) {
 	if d.down.Swap(true) {
 		return
@@ -187,4 +161,7 @@ func (d *Device) hangUp(a virtio.Active) {
 }
 
 // Close gives the descriptor back to the system. The device must be stopped.
-func (d *Device) Close() error { return d.port.file.Close() }
+func (d *Device) Close() error { return d.port.close() }
+
+// OwnKicks says that Run listens for kicks itself: see virtio.KickListener.
+func (d *Device) OwnKicks() {}

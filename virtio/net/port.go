@@ -1,72 +1,115 @@
 package net
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"os"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// port is the descriptor that frames come from and go to, non-blocking and in the runtime's poller.
+// port is the descriptor that frames come from and go to, non-blocking, and what a Run waits for it and for kicks with. The runtime's
+// poller knows neither: one thread that waits for all of it itself needs a wake-up for a frame where that poller takes three.
 type port struct {
-	file *os.File
-	raw  syscall.RawConn
+	fd   int // of frames
+	poll int // an epoll instance; it reports edges, so nothing has to be read but frames
+	wake int // an eventfd in it
 }
+
+// Tags of what is in the epoll instance. A queue's kicks have its number.
+const (
+	tagPort = 16 + iota
+	tagWake
+)
 
 // tunDevice is /dev/net/tun (Documentation/networking/tuntap.rst).
 var tunDevice = unix.Mkdev(10, 200)
 
 // newPort takes over f, in whatever mode it was opened.
-func newPort(f *os.File) (port, error) {
+func newPort(f *os.File) (p port, err error) {
 	defer f.Close()
+	p = port{-1, -1, -1}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return port{}, err
+		return p, err
 	}
-	fd, dup := -1, error(nil)
 	var st unix.Stat_t
-	err = raw.Control(func(p uintptr) {
-		if dup = os.NewSyscallError("fstat", unix.Fstat(int(p), &st)); dup == nil {
-			fd, dup = unix.FcntlInt(p, unix.F_DUPFD_CLOEXEC, 3)
+	var inner error
+	err = raw.Control(func(fd uintptr) {
+		if inner = os.NewSyscallError("fstat", unix.Fstat(int(fd), &st)); inner == nil {
+			p.fd, inner = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3)
 		}
 	})
 	switch {
 	case err != nil:
-		return port{}, err
-	case dup != nil:
-		return port{}, fmt.Errorf("duplicate descriptor: %w", dup)
+		return p, err
+	case inner != nil:
+		return p, fmt.Errorf("duplicate descriptor: %w", inner)
 	case st.Mode&unix.S_IFMT != unix.S_IFSOCK && !(st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == tunDevice):
-		unix.Close(fd)
-		return port{}, fmt.Errorf("neither a tap nor a socket (mode %#o, device %#x)", st.Mode, st.Rdev)
+		return p, fmt.Errorf("neither a tap nor a socket (mode %#o, device %#x)", st.Mode, st.Rdev)
 	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return port{}, os.NewSyscallError("fcntl", err)
+	if err := unix.SetNonblock(p.fd, true); err != nil {
+		return p, os.NewSyscallError("fcntl", err)
 	}
-	file := os.NewFile(uintptr(fd), "network")
-	if raw, err = file.SyscallConn(); err != nil {
-		file.Close()
-		return port{}, err
+	if p.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return p, os.NewSyscallError("epoll_create1", err)
 	}
-	return port{file, raw}, nil
+	if p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return p, os.NewSyscallError("eventfd2", err)
+	}
+	if err := p.control(unix.EPOLL_CTL_ADD, p.wake, unix.EPOLLIN, tagWake); err != nil {
+		return p, err
+	}
+	return p, p.control(unix.EPOLL_CTL_ADD, p.fd, unix.EPOLLIN, tagPort)
 }
 
-// interruptAfter makes everything that waits for p return when ctx ends. The function returned undoes that.
-func (p port) interruptAfter(ctx context.Context) (undo func()) {
-	ran := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		p.file.SetDeadline(time.Unix(1, 0))
-		close(ran)
-	})
+// control is epoll_ctl(2), for edges.
+func (p *port) control(op, fd int, events uint32, tag int32) error {
+	e := unix.EpollEvent{Events: events | unix.EPOLLET, Fd: tag}
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(p.poll, op, fd, &e))
+}
+
+// notifyWritable asks for an event when the descriptor takes frames again, or takes that back.
+func (p *port) notifyWritable(on bool) error {
+	events := uint32(unix.EPOLLIN)
+	if on {
+		events |= unix.EPOLLOUT
+	}
+	return p.control(unix.EPOLL_CTL_MOD, p.fd, events, tagPort)
+}
+
+// add listens for kicks of a queue. The function returned stops that.
+func (p *port) add(kicks *os.File, queue int) (remove func(), err error) {
+	raw, err := kicks.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) { inner = p.control(unix.EPOLL_CTL_ADD, int(fd), unix.EPOLLIN, int32(queue)) })
+	if err != nil || inner != nil {
+		return nil, fmt.Errorf("listen for kicks of queue %d: %w", queue, errors.Join(err, inner))
+	}
 	return func() {
-		if !stop() {
-			<-ran
-			p.file.SetDeadline(time.Time{})
+		raw.Control(func(fd uintptr) { p.control(unix.EPOLL_CTL_DEL, int(fd), 0, 0) })
+	}, nil
+}
+
+// interrupt makes a wait return. Any goroutine may call it.
+func (p *port) interrupt() { unix.Write(p.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) } // it fails only when it has been called 2⁶⁴ times
+
+func (p *port) close() error {
+	var errs []error
+	for _, fd := range []int{p.fd, p.poll, p.wake} {
+		if fd >= 0 {
+			errs = append(errs, unix.Close(fd))
 		}
 	}
+	return errors.Join(errs...)
 }
 
 // closed reports whether an error of a port's means that its other side has gone: a socket's peer, or a tap's interface (EBADFD).
@@ -79,7 +122,7 @@ func closed(err error) bool {
 const noOffset = ^uintptr(0)
 
 // readv reads one frame without waiting.
-func readv(fd uintptr, v []unix.Iovec) (int, error) { return vectored(unix.SYS_PREADV2, fd, v) }
+func (p *port) readv(v []unix.Iovec) (int, error) { return vectored(unix.SYS_PREADV2, p.fd, v) }
 
 // writev writes one frame without waiting.
-func writev(fd uintptr, v []unix.Iovec) (int, error) { return vectored(unix.SYS_PWRITEV2, fd, v) }
+func (p *port) writev(v []unix.Iovec) (int, error) { return vectored(unix.SYS_PWRITEV2, p.fd, v) }

@@ -3,7 +3,6 @@ package net
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,12 +18,13 @@ const (
 	patience = 100 * time.Millisecond
 )
 
-// step is why the receiver stopped reading frames.
+// step is what became of an attempt to move a frame.
 type step uint8
 
 const (
 	moved     step = iota // a frame: there may be more
-	idle                  // nothing to read: it waits for the descriptor
+	idle                  // there is none
+	blocked               // the descriptor takes none now
 	starved               // no buffer of the guest's
 	short                 // not enough for the frame that was read
 	throttled             // by the rate limit
@@ -42,10 +42,9 @@ type buffer struct {
 // receiver is the owner of the receive queue. It holds as many of the guest's buffers as the largest frame needs, so that a frame
 // is read with one call and straight into them; what is larger, because the guest has no more, ends in Device.overflow.
 type receiver struct {
-	d   *Device
-	a   virtio.Active
-	q   *queue.Queue
-	ctx context.Context // of one Run, which the receiver does not outlive
+	d *Device
+	a virtio.Active
+	q *queue.Queue
 
 	mergeable bool
 	want      uint64 // bytes of buffers to hold, headers included
@@ -56,90 +55,39 @@ type receiver struct {
 	vector [1 + 3*maxPieces + 1]unix.Iovec
 	lo, hi int // the pieces of held in vector; the element before them is for the header, the one after for the overflow
 
-	header header
-	length uint64 // of a frame that is only partly in held, with its header; 0 is none
-	rest   []byte // the other part
+	header  header
+	length  uint64 // of a frame that is only partly in held, with its header; 0 is none
+	rest    []byte // the other part
+	partial int64  // how many such frames there were
 
 	unshown int // chains that the driver was not interrupted for
-	last    step
 	wait    time.Duration
 	err     error // of the ring
 }
 
-// receive carries frames to the guest until ctx ends or the ring is broken.
-func (d *Device) receive(ctx context.Context, a virtio.Active) error {
-	r := &receiver{d: d, a: a, q: a.Queues[receiveQueue], ctx: ctx, mergeable: a.Features&featureMergeable != 0, lo: 1, hi: 1}
+// begin prepares for a Run.
+func (r *receiver) begin(d *Device, a virtio.Active) {
+	*r = receiver{d: d, a: a, q: a.Queues[receiveQueue], mergeable: a.Features&featureMergeable != 0, lo: 1, hi: 1}
 	if r.q == nil {
-		return nil
-	}
-	if d.overflow == nil {
-		d.overflow = make([]byte, maxFrame)
+		return
 	}
 	r.want = headerSize + frameRoom + uint64(max(d.mtu, plainMTU))
 	if a.Features&(featureGuestTSO4|featureGuestTSO6) != 0 {
 		r.want = headerSize + maxFrame
 	}
-	defer r.stop()
 	r.q.DisableKicks()
-	drain := r.drain // one closure for all calls
-	for {
-		if err := d.port.raw.Read(drain); ctx.Err() != nil {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("wait for the network: %w", err)
-		}
-		r.show()
-		switch r.last {
-		case ended:
-			d.hangUp(a)
-			<-ctx.Done()
-			return nil
-		case throttled:
-			d.pause(ctx, r.wait)
-		case starved:
-			d.counters.starved.Add(1)
-			r.err = r.awaitBuffers(ctx)
-		case short:
-			r.err = r.awaitMore(ctx)
-		}
-		if r.err != nil {
-			return r.err
-		}
-	}
 }
 
 // stop gives the guest back what was not used. A frame that was waiting for room is lost.
 func (r *receiver) stop() {
+	if r.q == nil {
+		return
+	}
 	r.giveUp()
 	r.show()
 	for i := len(r.held) - 1; i >= r.first; i-- {
 		r.q.Return(r.held[i].chain)
 	}
-}
-
-// awaitBuffers waits until the guest has made buffers available, or ctx ends.
-func (r *receiver) awaitBuffers(ctx context.Context) error {
-	defer r.q.DisableKicks()
-	if r.q.EnableKicks() {
-		return nil
-	}
-	if err := r.q.Await(ctx); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("wait for buffers of the guest: %w", err)
-	}
-	return nil
-}
-
-// awaitMore waits until the guest has made more buffers available for the frame that was read in part. Its driver may mean to do so
-// as soon as it has emptied others, or never: after patience the frame is lost.
-func (r *receiver) awaitMore(ctx context.Context) error {
-	limited, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	err := r.awaitBuffers(limited)
-	if limited.Err() != nil {
-		r.giveUp()
-		return nil
-	}
-	return err
 }
 
 // giveUp drops the frame that was read in part.
@@ -151,26 +99,26 @@ func (r *receiver) giveUp() {
 	}
 }
 
-// drain reads frames until there are none, false, or there is something else to wait for, true.
-func (r *receiver) drain(fd uintptr) bool {
-	for r.ctx.Err() == nil {
-		if r.last = r.receiveOne(fd); r.last == idle {
-			r.show()
-			return false
-		} else if r.last != moved {
-			return true
+// serve reads frames until there are none, or there is something else to wait for, or it is the other direction's turn (moved).
+func (r *receiver) serve(ctx context.Context) step {
+	defer r.show()
+	for range budget {
+		if ctx.Err() != nil {
+			return stopping
+		}
+		if why := r.receiveOne(ctx); why != moved {
+			return why
 		}
 		if r.unshown >= batch {
 			r.show()
 		}
 	}
-	r.last = stopping
-	return true
+	return moved
 }
 
 // receiveOne moves one frame, or says why not.
-func (r *receiver) receiveOne(fd uintptr) step {
-	if !r.fill() {
+func (r *receiver) receiveOne(ctx context.Context) step {
+	if !r.fill(ctx) {
 		return stopping
 	}
 	if r.length > 0 {
@@ -185,7 +133,7 @@ func (r *receiver) receiveOne(fd uintptr) step {
 			return throttled
 		}
 	}
-	n, err := r.read(fd)
+	n, err := r.read()
 	switch {
 	case n == 0 && err == nil || closed(err):
 		return ended
@@ -214,6 +162,7 @@ func (r *receiver) judge(n uint64) step {
 		in.dropped.Add(1)
 	default:
 		r.length, r.rest = n, r.d.overflow[:n-r.room]
+		r.partial++
 	}
 	return moved
 }
@@ -233,9 +182,9 @@ func (r *receiver) complete() step {
 }
 
 // fill holds buffers until there are enough. It returns false if the ring is broken.
-func (r *receiver) fill() bool {
+func (r *receiver) fill(ctx context.Context) bool {
 	for r.room < r.want || len(r.rest) > 0 {
-		if r.hi-r.lo >= maxPieces || !r.mergeable && r.first < len(r.held) || r.ctx.Err() != nil {
+		if r.hi-r.lo >= maxPieces || !r.mergeable && r.first < len(r.held) || ctx.Err() != nil {
 			break
 		}
 		c, err := r.q.Pop()
@@ -290,7 +239,7 @@ func (r *receiver) hold(c *queue.Chain) {
 
 // read reads one frame: its header into r.header, itself into the buffers from where the header's place in them ends, and what does not
 // fit into the overflow. It returns the length of all.
-func (r *receiver) read(fd uintptr) (int, error) {
+func (r *receiver) read() (int, error) {
 	at, skip := r.lo, uint64(headerSize)
 	for at < r.hi && r.vector[at].Len <= skip {
 		skip -= r.vector[at].Len
@@ -301,7 +250,7 @@ func (r *receiver) read(fd uintptr) (int, error) {
 	if skip > 0 {
 		cut(&r.vector[at], skip)
 	}
-	n, err := readv(fd, r.vector[at-1:r.hi+1])
+	n, err := r.d.port.readv(r.vector[at-1 : r.hi+1])
 	r.vector[at-1], r.vector[at] = before, here
 	return n, err
 }

@@ -3,7 +3,6 @@ package net
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,10 +20,9 @@ const (
 
 // transmitter is the owner of the transmit queue.
 type transmitter struct {
-	d   *Device
-	a   virtio.Active
-	q   *queue.Queue
-	ctx context.Context // of one Run, which the transmitter does not outlive
+	d *Device
+	a virtio.Active
+	q *queue.Queue
 
 	header  header
 	vector  [1 + queueSize]unix.Iovec
@@ -36,91 +34,65 @@ type transmitter struct {
 	err     error // of the ring
 }
 
-// transmit carries the guest's frames until ctx ends or the ring is broken.
-func (d *Device) transmit(ctx context.Context, a virtio.Active) error {
-	t := &transmitter{d: d, a: a, q: a.Queues[transmitQueue], ctx: ctx}
-	if t.q == nil {
-		return nil
-	}
-	defer t.stop()
-	drain := t.drain // one closure for all calls
-	for {
-		if err := t.q.Await(ctx); ctx.Err() != nil {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("wait for frames of the guest: %w", err)
-		}
-		for more := true; more && ctx.Err() == nil; {
-			t.q.DisableKicks()
-			if err := d.port.raw.Write(drain); err != nil && ctx.Err() == nil {
-				return fmt.Errorf("wait for the network: %w", err)
-			}
-			if t.err != nil {
-				return t.err
-			}
-			if t.wait > 0 && !d.pause(ctx, t.wait) {
-				return nil
-			}
-			more = t.wait > 0 || t.pending != nil || t.q.EnableKicks()
-		}
-	}
+// begin prepares for a Run.
+func (t *transmitter) begin(d *Device, a virtio.Active) {
+	*t = transmitter{d: d, a: a, q: a.Queues[transmitQueue]}
 }
 
 // stop leaves the ring so that the next Run goes on where this one ends.
 func (t *transmitter) stop() {
+	if t.q == nil {
+		return
+	}
 	t.show()
 	if t.pending != nil {
 		t.q.Return(t.pending)
 	}
 }
 
-// pause waits for the rate limit. It returns false when ctx ends first.
-func (d *Device) pause(ctx context.Context, wait time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-d.clock.After(wait):
-		return true
-	}
-}
-
-// drain sends what is in the ring. It returns false when the descriptor takes nothing now, and is called again when it does.
-func (t *transmitter) drain(fd uintptr) bool {
-	t.wait = 0
-	for t.ctx.Err() == nil {
-		if t.pending == nil && !t.next() {
-			t.show()
-			return true
+// serve sends frames of the ring until there are none (idle, and the driver kicks for the next), or there is something else to wait for,
+// or it is the other direction's turn (moved).
+func (t *transmitter) serve(ctx context.Context) step {
+	defer t.show()
+	t.q.DisableKicks()
+	for range budget {
+		if ctx.Err() != nil {
+			return stopping
 		}
 		if t.pending == nil {
-			continue
+			if why := t.next(); why == idle && !t.q.EnableKicks() {
+				return idle
+			} else if why != moved {
+				if why == idle {
+					t.q.DisableKicks()
+					continue
+				}
+				return why
+			}
 		}
-		if !t.send(fd) {
-			t.show()
+		if t.pending != nil && !t.send() {
 			t.d.counters.waited.Add(1)
-			return false
+			return blocked
 		}
 	}
-	return true
+	return moved
 }
 
-// next takes the next frame off the ring. It returns false if there is none, or none may be taken now. A frame that is not to be
-// sent is given back at once.
-func (t *transmitter) next() bool {
+// next takes the next frame off the ring, or says why not. One that is not to be sent is given back at once.
+func (t *transmitter) next() step {
 	if l := t.d.out; l != nil {
 		if t.wait = l.Delay(); t.wait > 0 {
 			t.d.counters.out.throttled.Add(1)
-			return false
+			return throttled
 		}
 	}
 	c, err := t.q.Pop()
 	switch {
-	case c == nil:
+	case c == nil && err == nil:
+		return idle
+	case c == nil || err != nil && !errors.Is(err, queue.ErrChain):
 		t.err = err
-		return false
-	case err != nil && !errors.Is(err, queue.ErrChain):
-		t.err = err
-		return false
+		return stopping
 	case err != nil || len(c.Writable) > 0 || c.ReadableLen() < headerSize:
 		t.d.counters.malformed.Add(1)
 		return t.done(c)
@@ -134,7 +106,7 @@ func (t *transmitter) next() bool {
 	if v == pass && !t.d.down.Load() {
 		t.pending = c
 		t.gather(c)
-		return true
+		return moved
 	}
 	switch v {
 	case badFrame:
@@ -163,8 +135,8 @@ func (t *transmitter) gather(c *queue.Chain) {
 }
 
 // send writes the pending frame. It returns false when the descriptor does not take it now.
-func (t *transmitter) send(fd uintptr) bool {
-	n, err := writev(fd, t.vector[:t.pieces])
+func (t *transmitter) send() bool {
+	n, err := t.d.port.writev(t.vector[:t.pieces])
 	if err == unix.EAGAIN {
 		return false
 	}
@@ -182,16 +154,16 @@ func (t *transmitter) send(fd uintptr) bool {
 	return true
 }
 
-// done gives a chain back. It returns whether the ring took it.
-func (t *transmitter) done(c *queue.Chain) bool {
+// done gives a chain back.
+func (t *transmitter) done(c *queue.Chain) step {
 	t.bytes += c.ReadableLen()
 	if t.err = t.q.Stage(c.Head, 0); t.err != nil {
-		return false
+		return stopping
 	}
 	if t.staged++; t.staged >= batch || t.bytes >= batchBytes {
 		t.show()
 	}
-	return true
+	return moved
 }
 
 // show lets the driver see what was done with its frames.

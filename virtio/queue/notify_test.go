@@ -62,60 +62,6 @@ func TestWaitEventfd(t *testing.T) {
 	}
 }
 
-// TestAwaitEventfd waits for chains, again and again, by contexts that end at any time: one that ends while nobody waits for it ends no
-// other's wait.
-func TestAwaitEventfd(t *testing.T) {
-	m, f := newMemory(t), newKick(t)
-	put(t, m, 0, buffers, 16, 2, 0)
-	s := state(4)
-	for i := range 200 {
-		q, err := queue.New(m, s, queue.Features{}, f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		outer, cancelOuter := context.WithTimeout(context.Background(), limit)
-		ctx, cancel := context.WithCancel(outer)
-		await := func(ctx context.Context) {
-			t.Helper()
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				publish(t, m, 4, q.State().NextAvail, 0)
-				kick(t, f)
-			}()
-			for !q.Pending() {
-				if err := q.Await(ctx); err != nil {
-					t.Fatal(err)
-				}
-			}
-			<-done
-			if c, err := q.Pop(); c == nil || err != nil || q.Push(c.Head, 0) != nil {
-				t.Fatalf("popped %v, %v", c, err)
-			}
-		}
-		if err := q.Await(ctx); err != nil {
-			t.Fatalf("the first wait: %v", err)
-		}
-		await(ctx)
-		if i%2 == 0 {
-			go cancel()
-			for err == nil {
-				err = q.Await(ctx)
-			}
-			if !errors.Is(err, context.Canceled) {
-				t.Fatalf("wait for the end: %v", err)
-			}
-		}
-		cancel() // while nobody waits
-		await(outer)
-		if err := q.Await(ctx); !errors.Is(err, context.Canceled) {
-			t.Fatalf("wait after the end: %v", err)
-		}
-		cancelOuter()
-		s = q.State()
-	}
-}
-
 // TestNewRefusesKick gives a file that no wait could be interrupted on.
 func TestNewRefusesKick(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "kick"))
@@ -131,15 +77,8 @@ func TestNewRefusesKick(t *testing.T) {
 // TestQ12 moves many requests between a driver and a device that both suppress all the notifications they can.
 // A single one lost, or a store and a load in the wrong order, and the two wait for each other.
 func TestQ12(t *testing.T) {
-	for name, c := range map[string]struct {
-		f    queue.Features
-		wait func(*queue.Queue, context.Context) error
-	}{
-		"event index": {queue.Features{EventIdx: true}, (*queue.Queue).Wait}, "flags": {wait: (*queue.Queue).Wait},
-		"event index, await": {queue.Features{EventIdx: true}, (*queue.Queue).Await}, "flags, await": {wait: (*queue.Queue).Await},
-	} {
+	for name, f := range map[string]queue.Features{"event index": {EventIdx: true}, "flags": {}} {
 		t.Run(name, func(t *testing.T) {
-			f := c.f
 			const size, requests = 8, 20_000
 			m := newMemory(t)
 			for i := range uint16(size) {
@@ -155,7 +94,7 @@ func TestQ12(t *testing.T) {
 			interrupt, stopped := make(chan struct{}, 1), make(chan struct{})
 			go func() {
 				defer close(stopped)
-				serve(ctx, t, q, c.wait, interrupt)
+				serve(ctx, t, q, interrupt)
 			}()
 			g := guest{t: t, mem: m, size: size, eventIdx: f.EventIdx, kick: file, interrupt: interrupt}
 			for g.avail = 0; g.avail < requests; {
@@ -170,8 +109,8 @@ func TestQ12(t *testing.T) {
 }
 
 // serve is a device that gives every chain back.
-func serve(ctx context.Context, t *testing.T, q *queue.Queue, wait func(*queue.Queue, context.Context) error, interrupt chan<- struct{}) {
-	for wait(q, ctx) == nil {
+func serve(ctx context.Context, t *testing.T, q *queue.Queue, interrupt chan<- struct{}) {
+	for q.Wait(ctx) == nil {
 		for more := true; more; more = q.EnableKicks() {
 			q.DisableKicks()
 			for {

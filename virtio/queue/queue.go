@@ -62,7 +62,6 @@ type Queue struct {
 	signaled uint16   // NextUsed when NeedsInterrupt last looked
 	flags    uint16   // of the used ring: 1 is "no kicks please"
 	kick     kicks
-	await    awaiting
 }
 
 // Bytes of the fixed parts of a ring, and of its elements.
