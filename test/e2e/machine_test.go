@@ -40,11 +40,14 @@ type dormantFiles struct{ state, memory *os.File }
 // imagePath is where the file of an image is.
 func (u *user) imagePath(name string) string {
 	u.t.Helper()
-	var v struct{ Path string }
+	var v []struct{ Path string }
 	if err := json.Unmarshal([]byte(u.run("image", "inspect", name).stdout), &v); err != nil {
 		u.t.Fatal(err)
 	}
-	return v.Path
+	if len(v) != 1 {
+		u.t.Fatalf("%d images are called %s", len(v), name)
+	}
+	return v[0].Path
 }
 
 // socketPair returns two connected sockets, ours non-blocking.
