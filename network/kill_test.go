@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,6 +12,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"spore/internal/timing"
 )
@@ -130,6 +134,38 @@ func TestSweepLeavesTheLiving(t *testing.T) {
 	if err := n.Detach(ctx, bound); err != nil {
 		t.Error(err)
 	}
+}
+
+// After a restart of the machine the records are there and nothing else is.
+func TestSweepAfterReboot(t *testing.T) {
+	n := testNetworks(t)
+	for _, c := range []Choice{{Kind: KindNAT}, {KindInternal, "a"}} {
+		a := mustAttach(t, n, Request{Choice: c})
+		if a.Tap != nil {
+			a.Tap.Close()
+		}
+		if err := unix.Unmount(a.NetNS, unix.MNT_DETACH); err != nil {
+			t.Fatal(err)
+		}
+		net, _, err := n.Inspect(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		link, err := netlink.LinkByName(net.Bridge)
+		if err == nil {
+			err = errors.Join(netlink.LinkDel(link), deleteTable(context.Background(), tableFamily(c.Kind), net.Bridge))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := n.Sweep(context.Background(), func(string) bool { return false }); got != 2 || err != nil {
+		t.Errorf("swept %d, %v", got, err)
+	}
+	if left := leftOf(n); left != nil {
+		t.Errorf("left: %q", left)
+	}
+	mustAttach(t, n, Request{Choice: Choice{Kind: KindNAT}}) // and it begins anew
 }
 
 // Two hundred sandboxes on one network: one after another, and many at once.

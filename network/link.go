@@ -84,6 +84,7 @@ func makeBridge(net Network) (netlink.Link, error) {
 
 func configureBridge(net Network, bridge netlink.Link) error {
 	quiet := map[string]string{"ipv6/conf/%s/accept_ra": "0", "ipv6/conf/%s/autoconf": "0", "ipv6/conf/%s/accept_dad": "0"}
+	quiet["ipv6/conf/%s/disable_ipv6"] = "0" // whatever new interfaces of the host have
 	if net.Kind == KindInternal {
 		quiet["ipv6/conf/%s/disable_ipv6"] = "1"
 	}
