@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/rights"
 	"spore/internal/timing"
 	"spore/jailer"
 	"spore/sandbox"
@@ -119,21 +120,7 @@ func (sh *shell) wake(d dormant, memory int64, on *cable) error {
 			return err
 		}
 	}
-	frame := &frameWriter{}
-	if err := api.Send(frame, &api.Request{ID: 1, Op: api.OpWake, Config: &c}); err != nil {
-		return err
-	}
-	raw, err := sh.control.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var fds []int
-	for _, f := range files {
-		fds = append(fds, int(f.Fd()))
-	}
-	var inner error
-	err = raw.Control(func(fd uintptr) { inner = unix.Sendmsg(int(fd), frame.b, unix.UnixRights(fds...), nil, 0) })
-	return errors.Join(err, inner)
+	return api.Send(&rights.Writer{Socket: sh.control, Files: files}, &api.Request{ID: 1, Op: api.OpWake, Config: &c})
 }
 
 // measurePool times t0 → t3 from a shell that stands ready, and the restore call alone for sizes from 64 MiB to 4 GiB.

@@ -8,8 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"spore/internal/rights"
 	"spore/internal/timing"
 	"spore/jailer"
 	"spore/jailer/cgroup"
@@ -76,22 +75,8 @@ func (m *sporeMachine) save(out []*os.File) error { return m.ask(api.OpSave, out
 
 // ask makes a request with descriptors and waits for its reply.
 func (m *sporeMachine) ask(op api.Op, out ...*os.File) error {
-	frame := &frameWriter{}
-	if err := api.Send(frame, &api.Request{ID: 1, Op: op}); err != nil {
+	if err := api.Send(&rights.Writer{Socket: m.control, Files: out}, &api.Request{ID: 1, Op: op}); err != nil {
 		return err
-	}
-	raw, err := m.control.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var fds []int
-	for _, f := range out {
-		fds = append(fds, int(f.Fd()))
-	}
-	rights := unix.UnixRights(fds...)
-	var inner error
-	if err := raw.Control(func(fd uintptr) { inner = unix.Sendmsg(int(fd), frame.b, rights, nil, 0) }); err != nil || inner != nil {
-		return errors.Join(err, inner)
 	}
 	m.control.SetReadDeadline(time.Now().Add(runLimit))
 	for {
@@ -108,10 +93,6 @@ func (m *sporeMachine) ask(op api.Op, out ...*os.File) error {
 		}
 	}
 }
-
-type frameWriter struct{ b []byte }
-
-func (w *frameWriter) Write(p []byte) (int, error) { w.b = append(w.b, p...); return len(p), nil }
 
 // started waits until the machine is about to run and returns where its start-up time went.
 func (m *sporeMachine) started(limit time.Duration) ([]api.Step, error) {

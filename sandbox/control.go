@@ -6,8 +6,7 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
-
+	"spore/internal/rights"
 	"spore/internal/timing"
 	"spore/vmm/api"
 )
@@ -46,7 +45,7 @@ func (m *machine) request(ctx context.Context, r api.Request, files ...*os.File)
 	m.lastID++
 	r.ID = m.lastID
 	m.waiting[r.ID] = c
-	err := api.Send(&rights{m.control, files}, &r)
+	err := api.Send(&rights.Writer{Socket: m.control, Files: files}, &r)
 	m.mu.Unlock()
 	if err != nil {
 		return api.Reply{}, fmt.Errorf("ask VMM to %s: %w", r.Op, err)
@@ -62,42 +61,4 @@ func (m *machine) request(ctx context.Context, r api.Request, files ...*os.File)
 	case <-ctx.Done():
 		return api.Reply{}, fmt.Errorf("ask VMM to %s: %w", r.Op, context.Cause(ctx))
 	}
-}
-
-// rights writes to a socket and gives descriptors along with the first byte.
-type rights struct {
-	socket *os.File
-	files  []*os.File
-}
-
-func (r *rights) Write(p []byte) (int, error) {
-	if len(r.files) == 0 {
-		return r.socket.Write(p)
-	}
-	var fds []int
-	for _, f := range r.files {
-		fds = append(fds, int(f.Fd()))
-	}
-	raw, err := r.socket.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var n int
-	var inner error
-	if err := raw.Write(func(fd uintptr) bool {
-		for {
-			n, inner = unix.SendmsgN(int(fd), p, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
-			if inner != unix.EINTR {
-				return inner != unix.EAGAIN
-			}
-		}
-	}); err != nil {
-		return 0, err
-	}
-	if inner != nil {
-		return 0, os.NewSyscallError("sendmsg", inner)
-	}
-	r.files = nil
-	rest, err := r.socket.Write(p[n:])
-	return n + rest, err
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/internal/cleanup"
+	"spore/internal/rights"
 	"spore/rootfs"
 	"spore/sandbox/broker"
 	"spore/snapshot"
@@ -68,7 +69,7 @@ func launch(cfg Config, host Host, own resources, from *snapshot.Dormant) (*mach
 	case err != nil:
 	case sh != nil:
 		m.process = sh
-		err = api.Send(&rights{sh.control, fds.list[1:]}, &api.Request{Op: api.OpWake, Config: &vmCfg})
+		err = api.Send(&rights.Writer{Socket: sh.control, Files: fds.list[1:]}, &api.Request{Op: api.OpWake, Config: &vmCfg})
 	default:
 		err = m.spawn(cfg, host, own.writable, vmCfg, fds.list)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/rights"
 	"spore/internal/wire"
 	"spore/jailer"
 	"spore/jailer/cgroup"
@@ -81,22 +82,12 @@ func takeShell(dir string, c Class) (*shell, error) {
 
 // receive takes over the two descriptors.
 func (s *shell) receive() error {
-	oob := make([]byte, unix.CmsgSpace(2*4))
+	oob := make([]byte, rights.Space(2))
 	_, n, _, _, err := s.pool.ReadMsgUnix(make([]byte, 1), oob)
 	if err != nil {
 		return err
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(messages) != 1 {
-		return errors.Join(errNoFile, err)
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil {
-		return err
-	}
-	for _, fd := range fds {
-		unix.CloseOnExec(fd)
-	}
+	fds := rights.Take(oob[:n], 2)
 	if len(fds) != 2 {
 		for _, fd := range fds {
 			unix.Close(fd)

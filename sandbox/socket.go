@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/rights"
 	"spore/network/policy"
 )
 
@@ -114,20 +115,15 @@ func sendFile(c *net.UnixConn, f *os.File) error {
 
 // receiveFile takes the descriptor that the peer passed.
 func receiveFile(c *net.UnixConn) (*os.File, error) {
-	oob := make([]byte, unix.CmsgSpace(4))
+	oob := make([]byte, rights.Space(1))
 	_, n, _, _, err := c.ReadMsgUnix(make([]byte, 1), oob)
 	if err != nil {
 		return nil, err
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(messages) != 1 {
-		return nil, fmt.Errorf("receive descriptor: %d messages, %w", len(messages), errors.Join(err, errNoFile))
+	fds := rights.Take(oob[:n], 1)
+	if len(fds) != 1 {
+		return nil, fmt.Errorf("receive descriptor: %w", errNoFile)
 	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return nil, fmt.Errorf("receive descriptor: %w", errors.Join(err, errNoFile))
-	}
-	unix.CloseOnExec(fds[0])
 	return os.NewFile(uintptr(fds[0]), "connection"), nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/rights"
 	"spore/internal/wire"
 	"spore/network/api"
 )
@@ -51,7 +52,7 @@ func receive() (api.Config, []*os.File, error) {
 // firstBytes receives the length of the frame, and the descriptors that come with it.
 func firstBytes() (head []byte, fds []int, err error) {
 	head = make([]byte, 4)
-	oob := make([]byte, unix.CmsgSpace(4*api.MaxFiles))
+	oob := make([]byte, rights.Space(api.MaxFiles))
 	var n, oobn int
 	for {
 		n, oobn, _, _, err = unix.Recvmsg(configFile, head, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_WAITALL)
@@ -67,18 +68,7 @@ func firstBytes() (head []byte, fds []int, err error) {
 	case n < len(head):
 		return nil, nil, fmt.Errorf("read configuration: %w", io.ErrUnexpectedEOF)
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil {
-		return nil, nil, fmt.Errorf("read configuration: %w", err)
-	}
-	for i := range messages {
-		rights, err := unix.ParseUnixRights(&messages[i])
-		if err != nil {
-			return nil, nil, fmt.Errorf("read configuration: %w", err)
-		}
-		fds = append(fds, rights...)
-	}
-	return head, fds, nil
+	return head, rights.Take(oob[:oobn], api.MaxFiles), nil
 }
 
 // gather makes files of the descriptors. All but the audit file are the poller's.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/internal/cleanup"
+	"spore/internal/rights"
 	"spore/internal/wire"
 	"spore/network/api"
 )
@@ -117,47 +118,17 @@ func enlarge(ends ...*os.File) {
 
 // hand sends a configuration, whose first byte brings the descriptors.
 func hand(ctx context.Context, to *os.File, c api.Config, files []*os.File) error {
-	var frame frameBuffer
-	if err := wire.Write(&frame, c); err != nil {
+	if err := limit(ctx, to); err != nil {
+		return err
+	}
+	// The files are blocking from here on, for those that are to be.
+	if err := wire.Write(&rights.Writer{Socket: to, Files: files}, c); err != nil {
 		if errors.Is(err, wire.ErrTooLong) {
 			return fmt.Errorf("rules, secrets and the certificates to trust are too much in all: %w", err)
 		}
 		return err
 	}
-	fds := make([]int, len(files))
-	for i, f := range files {
-		fds[i] = int(f.Fd()) // blocking from here on, for those that are to be
-	}
-	raw, err := to.SyscallConn()
-	if err != nil {
-		return err
-	}
-	if err := limit(ctx, to); err != nil {
-		return err
-	}
-	var n int
-	var sendErr error
-	if err := raw.Write(func(fd uintptr) bool {
-		n, sendErr = unix.SendmsgN(int(fd), frame, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
-		return sendErr != unix.EAGAIN
-	}); err != nil {
-		return err
-	}
-	if sendErr != nil {
-		return os.NewSyscallError("sendmsg", sendErr)
-	}
-	if _, err := to.Write(frame[n:]); err != nil {
-		return err
-	}
 	return nil
-}
-
-// frameBuffer collects what is written to it.
-type frameBuffer []byte
-
-func (b *frameBuffer) Write(p []byte) (int, error) {
-	*b = append(*b, p...)
-	return len(p), nil
 }
 
 // limit has all that is read from and written to f end with ctx.

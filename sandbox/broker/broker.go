@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/rights"
 	"spore/vmm/api"
 )
 
@@ -197,7 +198,7 @@ func (b *Broker) accept(m api.BrokerMessage) bool {
 // receive reads one message. Descriptors that come with it are closed: the VMM has none to give.
 func (b *Broker) receive() (api.BrokerMessage, error) {
 	var msg [api.BrokerMessageSize + 1]byte
-	oob := make([]byte, unix.CmsgSpace(4))
+	oob := make([]byte, rights.Space(1))
 	for {
 		var n, oobn int
 		var err error
@@ -211,7 +212,7 @@ func (b *Broker) receive() (api.BrokerMessage, error) {
 		}); e != nil {
 			return api.BrokerMessage{}, e
 		}
-		closeRights(oob[:oobn])
+		rights.Take(oob[:max(oobn, 0)], 0)
 		switch {
 		case err != nil:
 			return api.BrokerMessage{}, os.NewSyscallError("recvmsg", err)
@@ -220,23 +221,6 @@ func (b *Broker) receive() (api.BrokerMessage, error) {
 		}
 		if m, err := api.ParseBrokerMessage(msg[:n]); err == nil {
 			return m, nil
-		}
-	}
-}
-
-// closeRights closes every descriptor in the control messages oob.
-func closeRights(oob []byte) {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return
-	}
-	for _, m := range msgs {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			continue
-		}
-		for _, fd := range fds {
-			unix.Close(fd)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/rights"
 	"spore/vmm/api"
 )
 
@@ -44,7 +45,7 @@ func (d *Device) serveBroker(ctx context.Context) {
 // receive reads one message that parses, and the descriptor that came with it or -1.
 func (d *Device) receive() (m api.BrokerMessage, fd int, err error) {
 	var p [api.BrokerMessageSize + 1]byte
-	oob := make([]byte, unix.CmsgSpace(4))
+	oob := make([]byte, rights.Space(1))
 	for {
 		var n, oobn int
 		if e := d.broker.raw.Read(func(s uintptr) bool {
@@ -57,7 +58,10 @@ func (d *Device) receive() (m api.BrokerMessage, fd int, err error) {
 		}); e != nil {
 			return m, -1, e
 		}
-		fd = descriptor(oob[:max(oobn, 0)])
+		fd = -1
+		if fds := rights.Take(oob[:max(oobn, 0)], 1); len(fds) > 0 {
+			fd = fds[0]
+		}
 		switch {
 		case err != nil:
 			return m, -1, os.NewSyscallError("recvmsg", err)
@@ -71,29 +75,6 @@ func (d *Device) receive() (m api.BrokerMessage, fd int, err error) {
 			unix.Close(fd)
 		}
 	}
-}
-
-// descriptor is the first descriptor in the control messages oob, or -1. Others are closed.
-func descriptor(oob []byte) int {
-	fd := -1
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return fd
-	}
-	for _, m := range msgs {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			continue
-		}
-		for _, f := range fds {
-			if fd < 0 {
-				fd = f
-			} else {
-				unix.Close(f)
-			}
-		}
-	}
-	return fd
 }
 
 // send writes one message without waiting. It reports false when the supervisor does not take it.

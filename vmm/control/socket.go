@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/rights"
 	"spore/vmm/api"
 )
 
@@ -32,7 +33,7 @@ func (s *Socket) Write(p []byte) (int, error) { return s.file.Write(p) }
 // Read receives bytes, and keeps the descriptors that come with them for Files. Nobody gets more of them into this process
 // than a machine may have.
 func (s *Socket) Read(p []byte) (n int, err error) {
-	oob := make([]byte, unix.CmsgSpace(4*api.MaxFiles))
+	oob := make([]byte, rights.Space(api.MaxFiles))
 	var oobn int
 	outer := s.raw.Read(func(fd uintptr) bool {
 		for {
@@ -56,22 +57,8 @@ func (s *Socket) Read(p []byte) (n int, err error) {
 }
 
 func (s *Socket) keep(oob []byte) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return
-	}
-	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			continue
-		}
-		for _, fd := range fds {
-			if len(s.files) == api.MaxFiles {
-				unix.Close(fd)
-				continue
-			}
-			s.files = append(s.files, os.NewFile(uintptr(fd), "file of a request"))
-		}
+	for _, fd := range rights.Take(oob, api.MaxFiles-len(s.files)) {
+		s.files = append(s.files, os.NewFile(uintptr(fd), "file of a request"))
 	}
 }
 
