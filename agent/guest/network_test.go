@@ -183,6 +183,13 @@ func TestConnectionsAreReset(t *testing.T) {
 			}
 			defer l.Close()
 			a, err := net.Dial("tcp", l.Addr().String())
+			// The kernel makes an IPv6 address usable by and by, on a work queue.
+			for range 20 {
+				if !errors.Is(err, unix.EHOSTUNREACH) {
+					break
+				}
+				a, err = net.Dial("tcp", l.Addr().String())
+			}
 			if err != nil {
 				t.Error(err)
 				return [2]net.Conn{}
