@@ -21,6 +21,10 @@ import (
 
 func TestMain(m *testing.M) {
 	world.Main()
+	if urls := os.Getenv(fetchVariable); urls != "" {
+		fetchAll(urls)
+		return
+	}
 	os.Exit(m.Run())
 }
 
