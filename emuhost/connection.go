@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/emuhost/frame"
+	"spore/internal/flock"
 )
 
 // portRetry is how long to wait before looking for a free port again.
@@ -143,18 +144,11 @@ func (h *Host) openPort(ctx context.Context) (*connection, error) {
 
 // tryLock locks a file and returns it; nil when somebody else holds it.
 func tryLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
+	f, err := flock.Open(path, unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, nil
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return f, nil
+	return f, err
 }
 
 // waitLock locks a file, waiting for it until ctx ends.

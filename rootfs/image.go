@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spore/internal/flock"
 )
 
 // Image is one image of the store, as it was when it was asked for. Values come from Store's methods.
@@ -83,15 +85,8 @@ func Hold(f *os.File) error { return hold(f, f.Name()) }
 
 // hold marks f as in use. Whoever deletes takes the exclusive lock for an instant first, so waiting is short.
 func hold(f *os.File, path string) error {
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_SH)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("lock %s: %w", path, err)
-		}
-		break
+	if err := flock.Take(f, unix.LOCK_SH); err != nil {
+		return err
 	}
 	info, err := f.Stat()
 	if err != nil {
