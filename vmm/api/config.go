@@ -30,79 +30,79 @@ const (
 
 // Config is everything the VMM is told. It holds no path: files are descriptors, by index.
 type Config struct {
-	Version int    `json:"version"` // Version
-	ID      string `json:"id"`      // of the sandbox; for logs only
-	VCPUs   int    `json:"vcpus"`   // 1 to MaxVCPUs
-	Memory  int64  `json:"memory"`  // bytes of guest RAM, a multiple of 2 MiB, MinMemory to MaxMemory
+	Version int    // Version
+	ID      string // of the sandbox; for logs only
+	VCPUs   int    // 1 to MaxVCPUs
+	Memory  int64  // bytes of guest RAM, a multiple of 2 MiB, MinMemory to MaxMemory
 
-	Control File `json:"control"` // SOCK_STREAM socket: requests in, replies and events out
-	Log     File `json:"log"`     // JSON log lines, or NoFile
+	Control File // SOCK_STREAM socket: requests in, replies and events out
+	Log     File // JSON log lines, or NoFile
 
-	Boot    Boot     `json:"boot"`              // ignored with Restore
-	Restore *Restore `json:"restore,omitempty"` // the machine continues from a snapshot
-	Disks   []Disk   `json:"disks,omitempty"`
-	Pmem    []Pmem   `json:"pmem,omitempty"`
-	Vsock   *Vsock   `json:"vsock,omitempty"`
-	Net     *Net     `json:"net,omitempty"` // the only network interface; nil is none at all
-	Console Console  `json:"console"`
-	Entropy File     `json:"entropy"` // /dev/urandom for the entropy device, or NoFile for none
-	Balloon bool     `json:"balloon"` // virtio balloon: inflate, deflate on OOM, statistics, free page reporting
+	Boot    Boot     // ignored with Restore
+	Restore *Restore // the machine continues from a snapshot
+	Disks   []Disk
+	Pmem    []Pmem
+	Vsock   *Vsock
+	Net     *Net // the only network interface; nil is none at all
+	Console Console
+	Entropy File // /dev/urandom for the entropy device, or NoFile for none
+	Balloon bool // virtio balloon: inflate, deflate on OOM, statistics, free page reporting
 
 	// Processor is what KVM can virtualise here (KVM_GET_SUPPORTED_CPUID), in the form of kvm.ParseCPUID, from a supervisor that has
 	// asked before. Empty, the VMM asks: that takes a third of a millisecond and more.
-	Processor []byte `json:"processor,omitempty"`
+	Processor []byte
 
 	// Wait marks a shell: an empty machine of this shape that waits for OpWake to bring it a snapshot and the files that are
 	// NoFile here. Boot and Restore are ignored.
-	Wait bool `json:"wait,omitempty"`
+	Wait bool
 
 	// Test marks a bare-metal guest: Boot.Kernel is a flat image loaded and entered at 1 MiB in 64-bit mode,
 	// and no ACPI tables are written.
-	Test bool `json:"test,omitempty"`
+	Test bool
 }
 
 // Boot says what the first vCPU runs.
 type Boot struct {
-	Kernel  File   `json:"kernel"`  // ELF vmlinux or bzImage
-	Initrd  File   `json:"initrd"`  // initramfs, or NoFile
-	Cmdline string `json:"cmdline"` // at most 2047 bytes; the VMM appends nothing
+	Kernel  File   // ELF vmlinux or bzImage
+	Initrd  File   // initramfs, or NoFile
+	Cmdline string // at most 2047 bytes; the VMM appends nothing
 }
 
 // Restore is the snapshot that a machine continues from. Everything else of the Config must be as it was for the machine
 // that was saved: the policy comes from here, never from a snapshot (SNAP-08).
 type Restore struct {
-	State  File `json:"state"`  // as OpSnapshot wrote it; a regular file or memfd
-	Memory File `json:"memory"` // Config.Memory bytes, sparse; mapped privately, so it may be read-only and shared
-	Hot    File `json:"hot"`    // as OpHot wrote it: pages to copy at once, because a guest that wakes writes to them; or NoFile, or 0
+	State  File // as OpSnapshot wrote it; a regular file or memfd
+	Memory File // Config.Memory bytes, sparse; mapped privately, so it may be read-only and shared
+	Hot    File // as OpHot wrote it: pages to copy at once, because a guest that wakes writes to them; or NoFile, or 0
 }
 
 // Disk is one virtio-blk device, in the order of /dev/vda, /dev/vdb, …
 type Disk struct {
-	File     File   `json:"file"`      // raw image; a regular file
-	ID       string `json:"id"`        // VIRTIO_BLK_T_GET_ID, at most 20 bytes
-	ReadOnly bool   `json:"read_only"` // the descriptor must then be open O_RDONLY
-	Rate     Rate   `json:"rate"`
+	File     File   // raw image; a regular file
+	ID       string // VIRTIO_BLK_T_GET_ID, at most 20 bytes
+	ReadOnly bool   // the descriptor must then be open O_RDONLY
+	Rate     Rate
 }
 
 // Rate bounds a device with token buckets. The zero value is no bound.
 type Rate struct {
-	BytesPerSecond int64 `json:"bytes_per_second,omitempty"`
-	BytesBurst     int64 `json:"bytes_burst,omitempty"` // 0 means one second's worth
-	OpsPerSecond   int64 `json:"ops_per_second,omitempty"`
-	OpsBurst       int64 `json:"ops_burst,omitempty"`
+	BytesPerSecond int64
+	BytesBurst     int64 // 0 means one second's worth
+	OpsPerSecond   int64
+	OpsBurst       int64
 }
 
 // Pmem is one virtio-pmem device, /dev/pmem0, …: a file mapped into guest physical memory above RAM.
 // It is always read-only: the descriptor must be open O_RDONLY and the memory slot is KVM_MEM_READONLY.
 type Pmem struct {
-	File File  `json:"file"`
-	Size int64 `json:"size"` // bytes of the file; the mapping is rounded up to 2 MiB
+	File File
+	Size int64 // bytes of the file; the mapping is rounded up to 2 MiB
 }
 
 // Vsock is the virtio-vsock device.
 type Vsock struct {
-	CID    uint32 `json:"cid"`    // the guest's, 3 or more
-	Broker File   `json:"broker"` // SOCK_SEQPACKET socket speaking BrokerMessage
+	CID    uint32 // the guest's, 3 or more
+	Broker File   // SOCK_SEQPACKET socket speaking BrokerMessage
 }
 
 // Limits of Net.MTU.
@@ -115,24 +115,24 @@ const (
 type Net struct {
 	// File is read and written one whole Ethernet frame at a time, each behind a virtio_net_hdr of 12 bytes, little endian (virtio
 	// 1.2 §5.1.6): a tap with IFF_TAP, IFF_NO_PI, IFF_VNET_HDR and TUNSETVNETHDRSZ 12, or one end of a SOCK_SEQPACKET pair.
-	File File `json:"file"`
+	File File
 
-	MAC MAC    `json:"mac"`           // of the guest's interface; an individual address, not all zeros
-	MTU uint16 `json:"mtu,omitempty"` // bytes, MinMTU to MaxMTU; 0 leaves it to the guest (1500)
+	MAC MAC    // of the guest's interface; an individual address, not all zeros
+	MTU uint16 // bytes, MinMTU to MaxMTU; 0 leaves it to the guest (1500)
 
 	// Offload says that File's other side takes frames whose checksums are missing and TCP segments of up to 64 KiB, and may
 	// send such: for a tap, that TUNSETOFFLOAD was called with TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 and TUN_F_TSO_ECN.
-	Offload bool `json:"offload,omitempty"`
+	Offload bool
 
-	RateIn  Rate `json:"rate_in"`  // to the guest; what exceeds it waits in File's queue, and is dropped there
-	RateOut Rate `json:"rate_out"` // from the guest; what exceeds it waits in the guest's
+	RateIn  Rate // to the guest; what exceeds it waits in File's queue, and is dropped there
+	RateOut Rate // from the guest; what exceeds it waits in the guest's
 }
 
 // Console is where the guest's virtio console (hvc0) and the optional UART go.
 type Console struct {
-	Output File `json:"output"` // guest output is written here, rate-limited and dropped when it would block; or NoFile
-	Input  File `json:"input"`  // host input, or NoFile
-	UART   bool `json:"uart"`   // adds a 16550A at port 0x3f8 (ttyS0), written to Output too: --debug-console
+	Output File // guest output is written here, rate-limited and dropped when it would block; or NoFile
+	Input  File // host input, or NoFile
+	UART   bool // adds a 16550A at port 0x3f8 (ttyS0), written to Output too: --debug-console
 }
 
 // Files lists every File that c names, NoFile included and KVMFile not, in no particular order.

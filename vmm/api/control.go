@@ -22,42 +22,42 @@ const (
 
 // Request is one message from the supervisor.
 type Request struct {
-	ID    uint64 `json:"id"`
-	Op    Op     `json:"op"`
-	Bytes int64  `json:"bytes,omitempty"`
+	ID    uint64
+	Op    Op
+	Bytes int64
 	// Config is OpWake's: File 1 is the first descriptor that comes with the request, attached as SaveFiles are; Control is
 	// NoFile, for the control socket stays.
-	Config *Config `json:"config,omitempty"`
+	Config *Config
 
-	Live bool `json:"live,omitempty"`  // OpSave: copy memory while the guest runs, where that is possible
-	GoOn bool `json:"go_on,omitempty"` // OpSave: run on at once if nothing was written to a disk since OpTrack
+	Live bool // OpSave: copy memory while the guest runs, where that is possible
+	GoOn bool // OpSave: run on at once if nothing was written to a disk since OpTrack
 }
 
 // Message is what the VMM sends: either a Reply or an Event, exactly one of them.
 type Message struct {
-	Reply *Reply `json:"reply,omitempty"`
-	Event *Event `json:"event,omitempty"`
+	Reply *Reply
+	Event *Event
 }
 
 // Reply answers the Request of the same ID. Error is empty on success.
 type Reply struct {
-	ID       uint64                       `json:"id"`
-	Error    string                       `json:"error,omitempty"`
-	Counters map[string]map[string]uint64 `json:"counters,omitempty"`      // device → counter → value
-	Saved    *Saved                       `json:"saved,omitempty"`         // OpSave
-	Stopped  int64                        `json:"stopped_nanos,omitempty"` // OpResume: how long the guest stood still
+	ID       uint64
+	Error    string
+	Counters map[string]map[string]uint64 // device → counter → value
+	Saved    *Saved                       // OpSave
+	Stopped  int64                        // OpResume: how long the guest stood still
 }
 
 // Saved is what a snapshot is made of, and what it cost.
 type Saved struct {
-	Changes bool   `json:"changes"`                 // memory holds only what differs from the memory file that the machine woke from
-	Before  int64  `json:"before_bytes"`            // of memory, copied while the guest ran
-	During  int64  `json:"during_bytes"`            // copied while it stood still
-	Steps   []Step `json:"steps"`                   // what it stood still for, up to the reply
-	GoesOn  bool   `json:"goes_on"`                 // it runs again, as GoOn asked
-	Stopped int64  `json:"stopped_nanos,omitempty"` // with GoesOn: how long it stood still
+	Changes bool   // memory holds only what differs from the memory file that the machine woke from
+	Before  int64  // of memory, copied while the guest ran
+	During  int64  // copied while it stood still
+	Steps   []Step // what it stood still for, up to the reply
+	GoesOn  bool   // it runs again, as GoOn asked
+	Stopped int64  // with GoesOn: how long it stood still
 	// Disks is what was written to each writable disk, by its ID, since OpTrack or the last OpSave: in order, at most MaxExtents.
-	Disks map[string][]Extent `json:"disks,omitempty"`
+	Disks map[string][]Extent
 }
 
 // MaxExtents bounds the list of each disk in Saved; more are told as fewer and longer ones.
@@ -65,8 +65,8 @@ const MaxExtents = 4096
 
 // Extent is a stretch of a disk, in bytes.
 type Extent struct {
-	Offset int64 `json:"offset"`
-	Length int64 `json:"length"`
+	Offset int64
+	Length int64
 }
 
 // EventKind says what happened.
@@ -81,17 +81,17 @@ const (
 
 // Event is something the VMM reports by itself.
 type Event struct {
-	Kind   EventKind  `json:"kind"`
-	Steps  []Step     `json:"steps,omitempty"`            // with EventStarted: where the start-up time went
-	First  int64      `json:"first_exit_nanos,omitempty"` // with EventExit: the guest's first exit, by CLOCK_MONOTONIC
-	Reason ExitReason `json:"reason,omitempty"`           // with EventExit
-	Detail string     `json:"detail,omitempty"`           // one line for a person
+	Kind   EventKind
+	Steps  []Step     // with EventStarted: where the start-up time went
+	First  int64      // with EventExit: the guest's first exit, by CLOCK_MONOTONIC
+	Reason ExitReason // with EventExit
+	Detail string     // one line for a person
 }
 
 // Step is one named part of start-up.
 type Step struct {
-	Name  string `json:"name"`
-	Nanos int64  `json:"nanos"` // duration
+	Name  string
+	Nanos int64 // duration
 }
 
 // ExitReason is why a machine ended.
