@@ -3,8 +3,10 @@ package jailer_test
 import (
 	"encoding/json"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -35,6 +37,8 @@ type report struct {
 	Dumpable    int
 	Descriptors []int
 	SetuidErr   string
+	ConnectErr  string // connecting to the port that the caller listens at
+	BindErr     string // binding a TCP port
 }
 
 func TestMain(m *testing.M) {
@@ -88,13 +92,62 @@ func serveTime() {
 			r.Descriptors = append(r.Descriptors, fd)
 		}
 	}
+	r.ConnectErr, r.BindErr = text(connect()), text(bind())
 	out := os.NewFile(jailer.FirstFile, "report")
 	json.NewEncoder(out).Encode(r)
 	os.Exit(0)
 }
 
+// outsidePort is the environment variable with the port that the caller listens at.
+const outsidePort = "SPORE_TEST_PORT"
+
+func connect() error {
+	port, _ := strconv.Atoi(os.Getenv(outsidePort))
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+}
+
+func bind() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Bind(fd, &unix.SockaddrInet4{})
+}
+
+// TestNetwork has a jail that keeps the network, and one that does not. All else is as TestEnter has it.
+func TestNetwork(t *testing.T) {
+	testenv.Require(t, testenv.Root)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	landlock, _, _ := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	for _, network := range []bool{false, true} {
+		r := jailedIn(t, func(c *jailer.Config) {
+			c.Network, c.Env = network, append(c.Env, outsidePort+"="+port)
+		})
+		if connected := r.ConnectErr == ""; connected != network {
+			t.Errorf("network %v: connect: %q", network, r.ConnectErr)
+		}
+		if int(landlock) >= 4 && r.BindErr == "" {
+			t.Errorf("network %v: it may bind a port", network)
+		}
+		if r.Enter != "" || r.OpenErr == "" || r.Caps != [6]uint32{} || r.Bounding != 0 || r.NoNewPrivs != 1 || r.Pid != 1 {
+			t.Errorf("network %v: %+v", network, r)
+		}
+	}
+}
+
 // jailed runs this binary in a jail and returns what it reports.
-func jailed(t *testing.T) report {
+func jailed(t *testing.T) report { return jailedIn(t, func(*jailer.Config) {}) }
+
+func jailedIn(t *testing.T, change func(*jailer.Config)) report {
 	t.Helper()
 	exe, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -107,9 +160,9 @@ func jailed(t *testing.T) report {
 	}
 	defer pr.Close()
 	uid, gid := jailer.Identity(7)
-	p, err := jailer.Start(jailer.Config{
-		Exe: exe, Env: []string{inmate + "=1"}, UID: uid, GID: gid, Files: []*os.File{pw}, Stderr: os.Stderr, Without: jailer.Optional(),
-	})
+	cfg := jailer.Config{Exe: exe, Env: []string{inmate + "=1"}, UID: uid, GID: gid, Files: []*os.File{pw}, Stderr: os.Stderr, Without: jailer.Optional()}
+	change(&cfg)
+	p, err := jailer.Start(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
