@@ -34,7 +34,6 @@ func FuzzFrame(f *testing.F) {
 		c.Resolver = fakeResolver{}
 	})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		theTest = t
 		n := uint64(0)
 		before := r.Stats().FromGuest.Packets
 		for len(b) > 2 && n < 64 {

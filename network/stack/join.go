@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -13,6 +12,9 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
+
+// errVanished says that what waited at a socket waits no more.
+var errVanished = errors.New("read from a socket: less than there was")
 
 // errAborted says that a connection was reset, by either side or by us.
 var errAborted = errors.New("connection reset")
@@ -100,74 +102,36 @@ func (w *socketWriter) Write(p []byte) (int, error) {
 	return max(n, 0), err
 }
 
-// scratch is what is read from a socket at once, at most.
-const scratch = 64 << 10
-
-// scratches are the buffers of flows that have something to read at the moment.
-var scratches = sync.Pool{New: func() any { return new([scratch]byte) }}
-
-// down copies what comes from outside.
+// down copies what comes from outside. Nothing is copied in between here either: the stack has the socket read into its segments.
 func (c *connection) down(raw syscall.RawConn) error {
 	entry, room := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
 	c.queue.EventRegister(&entry)
 	defer c.queue.EventUnregister(&entry)
 	size := c.chunk()
-	var b *[scratch]byte
-	var n int
-	var result error
+	var r socketReader
+	var result tcpip.Error
 	once := func(fd uintptr) bool {
-		b = scratches.Get().(*[scratch]byte)
-		n, result = unix.Read(int(fd), b[:size])
-		if result == unix.EAGAIN || result == unix.EINTR {
-			scratches.Put(b)
-			b = nil
-			return false
+		r, result = socketReader{fd: int(fd)}, nil
+		if r.left, r.err = waiting(int(fd), size); r.left == 0 {
+			return r.err != unix.EAGAIN
 		}
+		var n int64
+		n, result = c.ep.Write(&r, tcpip.WriteOptions{})
+		c.stack.flows.moved(c.flow, 0, int(n))
 		return true
 	}
 	for {
 		if err := raw.Read(once); err != nil {
 			return err
 		}
-		var err error
 		switch {
-		case result != nil:
-			err = result
-		case n == 0:
-			err = io.EOF
-		default:
-			err = c.give(b[:n], room)
-		}
-		scratches.Put(b)
-		if err == io.EOF {
+		case r.err != nil:
+			return r.err
+		case r.left == 0 && result == nil && r.ended():
 			c.ep.Shutdown(tcpip.ShutdownWrite) // an error says that the connection is gone, which up finds out
 			return nil
 		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// headers is the most that comes before the payload of a TCP segment: of IPv6, and time stamps.
-const headers = header.IPv6MinimumSize + header.TCPMinimumSize + 12
-
-// chunk is how much is read at once: what one segment carries, so that all are full, and no more than the flow's share.
-func (c *connection) chunk() int {
-	return min(c.stack.cfg.MTU-headers, scratch, int(c.ep.SocketOptions().GetSendBufferSize()))
-}
-
-// give gives the guest all of p.
-func (c *connection) give(p []byte, room <-chan struct{}) error {
-	var r bytes.Reader
-	for len(p) > 0 {
-		r.Reset(p)
-		n, err := c.ep.Write(&r, tcpip.WriteOptions{})
-		if n > 0 {
-			c.stack.flows.moved(c.flow, 0, int(n))
-			p = p[n:]
-		}
-		switch err.(type) {
+		switch result.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:
 			select {
@@ -179,5 +143,56 @@ func (c *connection) give(p []byte, room <-chan struct{}) error {
 			return errAborted
 		}
 	}
-	return nil
+}
+
+// waiting is how many bytes a socket has for us, up to limit: none and no error is the end. It asks with MSG_TRUNC, which has nothing copied
+// (tcp(7)), so that a segment is made as large as what goes into it: one that holds 64 KiB for a byte would let a guest and its server use
+// up our memory between them.
+func waiting(fd, limit int) (int, error) {
+	n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), 0, uintptr(limit), unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT, 0, 0)
+	switch errno {
+	case 0:
+		return int(n), nil
+	case unix.EINTR:
+		return 0, unix.EAGAIN
+	}
+	return 0, errno
+}
+
+// socketReader is what waits at a socket, for the stack to read.
+type socketReader struct {
+	fd   int
+	left int // that waited and was not read
+	read int
+	err  error
+}
+
+// Len implements tcpip.Payloader.
+func (r *socketReader) Len() int { return r.left }
+
+func (r *socketReader) Read(p []byte) (int, error) {
+	switch {
+	case r.left == 0:
+		return 0, io.EOF
+	case len(p) == 0: // the stack asks whether this is the end
+		return 0, nil
+	}
+	n, err := unix.Read(r.fd, p[:min(len(p), r.left)])
+	if err != nil || n == 0 {
+		r.err = errors.Join(errVanished, err) // the connection was reset in between
+		return 0, r.err
+	}
+	r.left, r.read = r.left-n, r.read+n
+	return n, nil
+}
+
+// ended reports whether nothing waited.
+func (r *socketReader) ended() bool { return r.left == 0 && r.read == 0 }
+
+// headers is the most that comes before the payload of a TCP segment: of IPv6, and time stamps.
+const headers = header.IPv6MinimumSize + header.TCPMinimumSize + 12
+
+// chunk is how much is read at once: what one segment carries, so that all are full, and no more than the flow's share.
+func (c *connection) chunk() int {
+	return min(c.stack.cfg.MTU-headers, scratch, int(c.ep.SocketOptions().GetSendBufferSize()))
 }

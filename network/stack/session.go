@@ -104,6 +104,12 @@ func (s *Stack) sendOut(n *session, payload []byte) {
 	}
 }
 
+// scratch is the size of what one datagram is read into.
+const scratch = 64 << 10
+
+// scratches are for sessions that have something to read at the moment.
+var scratches = sync.Pool{New: func() any { return new([scratch]byte) }}
+
 // receiveAll reads datagrams until the session ends, and hands each on. refused is called when the other end said that nobody is there.
 func (s *Stack) receiveAll(n *session, give func(payload []byte), refused func()) {
 	var b *[scratch]byte

@@ -27,7 +27,10 @@ func (w world) UDP(to netip.AddrPort) (stack.Socket, error) { return w.UDPSocket
 // Ping gives one end of a pair whose other end answers as the kernel's ping sockets do.
 func (w world) Ping(to netip.Addr) (stack.Socket, error) {
 	w.Note(netip.AddrPortFrom(to, 0))
-	theirs, ours := stacktest.Pair(theTest)
+	theirs, ours, err := stacktest.NewPair()
+	if err != nil {
+		return nil, err
+	}
 	go func() {
 		defer ours.Close()
 		b := make([]byte, 1<<16)
@@ -48,8 +51,6 @@ func (w world) Ping(to netip.Addr) (stack.Socket, error) {
 	}()
 	return theirs, nil
 }
-
-var theTest testing.TB // of the test that runs; they do not run at once
 
 // ping waits for the reply to an echo request.
 func (r *rig) ping(t testing.TB, to netip.Addr) {
@@ -138,7 +139,6 @@ func (r *rig) recorded(t *testing.T, f func(policy.Event) bool) policy.Event {
 // setUp makes a rig under the rules.
 func setUp(t testing.TB, rules policy.Source, change func(*stack.Config)) *rig {
 	t.Helper()
-	theTest = t
 	p, err := policy.Parse(rules)
 	if err != nil {
 		t.Fatal(err)

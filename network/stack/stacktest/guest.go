@@ -46,15 +46,24 @@ const nic tcpip.NICID = 1
 // Pair returns the ends of a SOCK_SEQPACKET pair, for frames. Both do not block.
 func Pair(t testing.TB) (theirs, ours *os.File) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	theirs, ours, err := NewPair()
 	if err != nil {
 		t.Fatal(err)
+	}
+	return theirs, ours
+}
+
+// NewPair is Pair outside a test's goroutine.
+func NewPair() (theirs, ours *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
 	for _, fd := range fds {
 		// As large as the system lets us.
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20)
 	}
-	return os.NewFile(uintptr(fds[0]), "frames"), os.NewFile(uintptr(fds[1]), "guest")
+	return os.NewFile(uintptr(fds[0]), "frames"), os.NewFile(uintptr(fds[1]), "guest"), nil
 }
 
 // Guest is a guest: a TCP/IP stack that Linux's could be.
