@@ -8,11 +8,13 @@ import (
 	"os/exec"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"spore/agent"
+	"spore/jailer/cgroup"
 )
 
 // qemuMachine is QEMU's microvm with KVM.
@@ -21,6 +23,7 @@ type qemuMachine struct {
 	cid    uint32
 	listen int // AF_VSOCK socket that the agent calls
 	log    strings.Builder
+	group  *cgroup.Group // as a VMM of ours has one; nil is none
 }
 
 // nextCID gives every guest an address of its own: the kernel keeps a dead one's for a while.
@@ -68,6 +71,11 @@ func startQEMU(f files, memory int64, machineArgs []string, kernelArgs string) (
 	m.cmd = exec.Command("qemu-system-x86_64", args...)
 	if f.cable != nil {
 		m.cmd.ExtraFiles = []*os.File{f.cable.file}
+		// What competes with it for processors is to do so as it does with ours.
+		if m.group, err = cgroup.Create(fmt.Sprintf("bench-qemu-%d", os.Getpid()), cgroup.Limits{Memory: 2 * memory, Pids: 64, CPUs: 2}); err != nil {
+			return nil, err
+		}
+		m.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(m.group.Dir().Fd())}
 	}
 	m.cmd.Stderr, m.cmd.Stdout = &m.log, &m.log
 	if err := m.cmd.Start(); err != nil {
@@ -132,6 +140,13 @@ func (m *qemuMachine) stop() {
 	m.cmd.Process.Kill()
 	m.cmd.Wait()
 	unix.Close(m.listen)
+	if m.group != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), runLimit)
+		defer cancel()
+		if err := m.group.Remove(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+	}
 }
 
 // vsockConn is a vsock socket as a net.Conn, which the net package does not know.

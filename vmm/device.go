@@ -44,6 +44,7 @@ type device struct {
 	gsi      kvm.GSI
 	kicks    []*os.File // an eventfd for each queue, signalled by the guest
 	irq      *os.File   // an eventfd that raises gsi
+	irqFD    int        // its number
 	counters func() map[string]uint64
 }
 
@@ -58,6 +59,7 @@ func (m *Machine) newDevice(l line) error {
 	if d.irq, err = eventfd(name+" interrupt", 0); err != nil { // only written to: no need for the poller
 		return err
 	}
+	d.irqFD = int(d.irq.Fd())
 	m.devs = append(m.devs, d) // from here on Machine.release closes it
 	flags := unix.EFD_NONBLOCK
 	if l.ownKicks {
@@ -86,11 +88,8 @@ func (m *Machine) tie(d *device) error {
 	return nil
 }
 
-// one is what is written to an eventfd.
-var one = [8]byte{1}
-
-// interrupt raises the device's GSI. The only way to fail is a counter near 2⁶⁴ that nobody reads: KVM does.
-func (d *device) interrupt() { d.irq.Write(one[:]) }
+// interrupt raises the device's GSI. The device is closed before irq is.
+func (d *device) interrupt() { signal(d.irqFD) }
 
 func (d *device) close() error {
 	var errs []error

@@ -4,16 +4,21 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// port is the descriptor that frames come from and go to, non-blocking, and what a Run waits for it and for kicks with. The runtime's
-// poller knows neither: one thread that waits for all of it itself needs a wake-up for a frame where that poller takes three.
+// port is the descriptor that frames come from and go to, non-blocking, and what a Run waits for it and for kicks with: an epoll
+// instance of its own, of which the runtime's poller knows no more than that something has happened. So one goroutine waits for all
+// of it, and the poller wakes nobody for a frame that comes while others are being moved.
 type port struct {
 	fd   int // of frames
-	poll int // an epoll instance; it reports edges, so nothing has to be read but frames
-	wake int // an eventfd in it
+	wake int // an eventfd that Run waits for too
+
+	poll *os.File        // the epoll instance; it reports edges, so nothing has to be read but frames
+	raw  syscall.RawConn // of poll
+	set  int             // its number
 }
 
 // Tags of what is in the epoll instance. A queue's kicks have its number.
@@ -28,7 +33,7 @@ var tunDevice = unix.Mkdev(10, 200)
 // newPort takes over f, in whatever mode it was opened.
 func newPort(f *os.File) (p port, err error) {
 	defer f.Close()
-	p = port{-1, -1, -1}
+	p = port{fd: -1, wake: -1, set: -1}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -56,8 +61,15 @@ func newPort(f *os.File) (p port, err error) {
 	if err := unix.SetNonblock(p.fd, true); err != nil {
 		return p, os.NewSyscallError("fcntl", err)
 	}
-	if p.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+	if p.set, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return p, os.NewSyscallError("epoll_create1", err)
+	}
+	if err := unix.SetNonblock(p.set, true); err != nil { // or package os would not have it polled
+		return p, errors.Join(os.NewSyscallError("fcntl", err), unix.Close(p.set))
+	}
+	p.poll = os.NewFile(uintptr(p.set), "network events")
+	if p.raw, err = p.poll.SyscallConn(); err != nil {
+		return p, err
 	}
 	if p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return p, os.NewSyscallError("eventfd2", err)
@@ -71,7 +83,7 @@ func newPort(f *os.File) (p port, err error) {
 // control is epoll_ctl(2), for edges.
 func (p *port) control(op, fd int, events uint32, tag int32) error {
 	e := unix.EpollEvent{Events: events | unix.EPOLLET, Fd: tag}
-	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(p.poll, op, fd, &e))
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(p.set, op, fd, &e))
 }
 
 // notifyWritable asks for an event when the descriptor takes frames again, or takes that back.
@@ -104,7 +116,10 @@ func (p *port) interrupt() { unix.Write(p.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) 
 
 func (p *port) close() error {
 	var errs []error
-	for _, fd := range []int{p.fd, p.poll, p.wake} {
+	if p.poll != nil {
+		errs = append(errs, p.poll.Close())
+	}
+	for _, fd := range []int{p.fd, p.wake} {
 		if fd >= 0 {
 			errs = append(errs, unix.Close(fd))
 		}

@@ -7,10 +7,11 @@ import (
 )
 
 // vectored calls preadv2(2) or pwritev2(2). x/sys/unix has both, but builds its own vector for every call; here the vector is the
-// caller's, so a frame allocates nothing.
+// caller's, so a frame allocates nothing. Nor does the runtime hear of the call, which never waits: around one that may, it wakes its
+// monitor, and gives the processor to another thread.
 func vectored(call uintptr, fd int, v []unix.Iovec) (int, error) {
 	for {
-		n, _, errno := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&v[0])), uintptr(len(v)), noOffset, 0, 0)
+		n, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&v[0])), uintptr(len(v)), noOffset, 0, 0)
 		if errno == 0 {
 			return int(n), nil
 		}
@@ -20,17 +21,18 @@ func vectored(call uintptr, fd int, v []unix.Iovec) (int, error) {
 	}
 }
 
-// wait is epoll_pwait(2) with all signals let through, which the runtime's poller uses: x/sys/unix has only its elder. It returns the
-// events that there are, at once if timeout is 0 and after any time if it is -1.
-func (p *port) wait(events []unix.EpollEvent, timeout int) (int, error) {
-	n, _, errno := unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.poll), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), uintptr(timeout), 0, 0)
-	if errno == unix.EINTR {
-		return 0, nil
+// look is epoll_pwait(2) without waiting, with all signals let through, which the runtime's poller uses: x/sys/unix has only its elder.
+// It returns how many events there are.
+func look(poll uintptr, events []unix.EpollEvent) (int, error) {
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, poll, uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+		if errno == 0 {
+			return int(n), nil
+		}
+		if errno != unix.EINTR {
+			return 0, errno
+		}
 	}
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
 }
 
 // iovec is the vector element of b, which is not empty.

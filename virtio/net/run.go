@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +27,10 @@ type pump struct {
 
 	// What each direction waits for: moved is nothing, idle a frame, ended the end.
 	rxState, txState step
+
+	events [8]unix.EpollEvent
+	found  int // of events
+	failed error
 
 	late    sync.WaitGroup
 	rxLate  atomic.Bool // what receiving waited for by the clock is over
@@ -83,7 +86,7 @@ func (p *pump) loop(ctx context.Context) error {
 	if p.tx.q == nil {
 		p.txState = ended
 	}
-	var events [8]unix.EpollEvent
+	ready := p.look // one closure for all waits
 	for ctx.Err() == nil {
 		if p.rxState == moved {
 			p.receive(ctx)
@@ -96,21 +99,27 @@ func (p *pump) loop(ctx context.Context) error {
 		if p.rxState == stopping || p.txState == stopping {
 			return errors.Join(p.rx.err, p.tx.err)
 		}
-		timeout := -1
-		if p.rxState == moved || p.txState == moved {
-			timeout = 0
+		if !p.look(uintptr(p.d.port.set)) && p.rxState != moved && p.txState != moved {
+			if err := p.d.port.raw.Read(ready); err != nil {
+				return fmt.Errorf("wait for frames: %w", err)
+			}
 		}
-		n, err := p.d.port.wait(events[:], timeout)
-		if err != nil {
-			return fmt.Errorf("wait for frames: %w", os.NewSyscallError("epoll_pwait", err))
+		if p.failed != nil {
+			return fmt.Errorf("wait for frames: %w", p.failed)
 		}
-		for _, e := range events[:n] {
+		for _, e := range p.events[:p.found] {
 			if err := p.happened(e); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// look takes the events that there are, and reports whether there is something to do about.
+func (p *pump) look(set uintptr) bool {
+	p.found, p.failed = look(set, p.events[:])
+	return p.found > 0 || p.failed != nil
 }
 
 // happened takes note of an event, if it is what a direction waits for.
