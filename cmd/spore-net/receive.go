@@ -31,15 +31,8 @@ func receive() (api.Config, []*os.File, error) {
 		return cfg, nil, fmt.Errorf("read configuration: %w", wire.ErrTooLong)
 	}
 	body := make([]byte, n)
-	for at := 0; at < len(body); {
-		n, err := unix.Read(configFile, body[at:])
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || n == 0 {
-			return cfg, nil, fmt.Errorf("read configuration: %w", errors.Join(err, io.ErrUnexpectedEOF))
-		}
-		at += n
+	if err := fill(body); err != nil {
+		return cfg, nil, err
 	}
 	if err := json.Unmarshal(body, &cfg); err != nil {
 		return cfg, nil, fmt.Errorf("read configuration: %w", err)
@@ -49,13 +42,28 @@ func receive() (api.Config, []*os.File, error) {
 	return cfg, files, err
 }
 
+// fill reads all of b.
+func fill(b []byte) error {
+	for len(b) > 0 {
+		n, err := unix.Read(configFile, b)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return fmt.Errorf("read configuration: %w", errors.Join(err, io.ErrUnexpectedEOF))
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
 // firstBytes receives the length of the frame, and the descriptors that come with it.
 func firstBytes() (head []byte, fds []int, err error) {
 	head = make([]byte, 4)
 	oob := make([]byte, rights.Space(api.MaxFiles))
 	var n, oobn int
 	for {
-		n, oobn, _, _, err = unix.Recvmsg(configFile, head, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_WAITALL)
+		n, oobn, _, _, err = unix.Recvmsg(configFile, head, oob, unix.MSG_CMSG_CLOEXEC)
 		if err != unix.EINTR {
 			break
 		}
@@ -65,8 +73,10 @@ func firstBytes() (head []byte, fds []int, err error) {
 		return nil, nil, fmt.Errorf("read configuration: %w", os.NewSyscallError("recvmsg", err))
 	case n == 0:
 		return nil, nil, io.EOF
-	case n < len(head):
-		return nil, nil, fmt.Errorf("read configuration: %w", io.ErrUnexpectedEOF)
+	}
+	// What comes with descriptors comes by itself, however much was asked for (unix(7)).
+	if err := fill(head[n:]); err != nil {
+		return nil, nil, err
 	}
 	return head, rights.Take(oob[:oobn], api.MaxFiles), nil
 }

@@ -124,7 +124,7 @@ func (p *Process) wait() {
 	_ = p.logIn.Close() // it was closed when the configuration was sent, if there was one
 	p.work.Wait()
 	p.mu.Lock()
-	if err == nil && !st.Success() && !p.closing {
+	if err == nil && !st.Success() && (!p.closing || st.ExitCode() > 0) { // what we kill, we know of
 		err = fmt.Errorf("spore-net ended: %v%s", st, p.said.quote())
 	}
 	p.mu.Unlock()

@@ -278,7 +278,7 @@ func TestLaunchedAhead(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	for range 3 {
+	for range 10 {
 		began := time.Now()
 		m, err := mediator.Launch(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "x", Without: jailer.Optional()})
 		if err != nil {
@@ -287,7 +287,7 @@ func TestLaunchedAhead(t *testing.T) {
 		launched := time.Since(began)
 		began = time.Now()
 		if err := m.Configure(ctx, network(allowed), mediator.Files{}); err != nil {
-			t.Fatal(err)
+			t.Fatal(err, m.Close())
 		}
 		t.Logf("launched in %v, configured in %v; %s", launched, time.Since(began), status(t, m.PID()))
 		if err := m.Close(); err != nil {
