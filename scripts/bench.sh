@@ -26,7 +26,7 @@ cloud=$(scripts/cloud-kernel.sh "$work")
 
 echo "== natively"
 mkdir -p bench/results/raw
-bin/bench -bin bin -only wake,pool -out "$work/native" -wakes "${WAKES:-1000}"
+bin/bench -bin bin -only wake,pool,netwake -out "$work/native" -wakes "${WAKES:-1000}"
 cp "$work/native/latest.json" bench/results/native.json
 cp "$work/native/raw/latest.json" bench/results/raw/native.json
 command -v gnuplot >/dev/null || { apt-get update -qq && apt-get install -y -qq gnuplot-nox >/dev/null; }

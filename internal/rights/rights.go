@@ -68,6 +68,9 @@ func (w *Writer) Write(p []byte) (int, error) {
 		return 0, os.NewSyscallError("sendmsg", inner)
 	}
 	w.Files = nil
+	if n == len(p) {
+		return n, nil // writing nothing fails where the other end has read all and closed
+	}
 	rest, err := w.Socket.Write(p[n:])
 	return n + rest, err
 }

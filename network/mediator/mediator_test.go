@@ -199,7 +199,10 @@ func TestWholeLife(t *testing.T) {
 		t.Error(err)
 	}
 	s, err := m.Stats(ctx)
-	if err != nil || s.Sent < 10<<20 || s.Received < 10<<20 || s.Open != 0 {
+	for err == nil && s.Open > 0 { // flows that are dropped end by and by
+		s, err = m.Stats(ctx)
+	}
+	if err != nil || s.Sent < 10<<20 || s.Received < 10<<20 {
 		t.Errorf("figures %+v, %v", s, err)
 	}
 	t.Logf("%+v", s)
