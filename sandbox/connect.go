@@ -53,34 +53,33 @@ func (v *supervisor) connect() (err error) {
 	ctx, cancel := context.WithTimeoutCause(v.ctx, connectLimit, fmt.Errorf("the network was not there within %s", connectLimit))
 	defer cancel()
 	c := &connection{}
-	v.setConnection(c)
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("connect to network %s: %w", cfg.Choice, err), v.disconnect())
+			err = errors.Join(fmt.Errorf("connect to network %s: %w", cfg.Choice, err), v.disconnect(c))
 		}
 	}()
-	if err := v.takePlace(ctx, cfg); err != nil {
+	if err := v.takePlace(ctx, c, cfg); err != nil {
 		return err
 	}
 	v.clock.Done("network")
 	if cfg.Mediated() {
-		if err := v.mediate(ctx, cfg); err != nil {
+		if err := v.mediate(ctx, c, cfg); err != nil {
 			return err
 		}
 		v.clock.Done("spore-net")
 	}
+	v.setConnection(c) // whole, for those who ask about it from now on
 	v.note(func(st *State) { st.Network = c.record() })
 	return nil
 }
 
 // takePlace takes the sandbox's place on the network. Who is not root has none and needs none: spore-net dials from where the
 // user does.
-func (v *supervisor) takePlace(ctx context.Context, cfg *Network) error {
-	c, id := v.connection(), v.sb.Config.ID
+func (v *supervisor) takePlace(ctx context.Context, c *connection, cfg *Network) error {
 	if os.Geteuid() != 0 && cfg.Mediated() && cfg.Kind == network.KindNAT {
 		return nil
 	}
-	request := network.Request{Sandbox: id, Choice: cfg.Choice, Mediated: cfg.Mediated(), MTU: cfg.MTU}
+	request := network.Request{Sandbox: v.sb.Config.ID, Choice: cfg.Choice, Mediated: cfg.Mediated(), MTU: cfg.MTU}
 	place, err := takePlace(v.host.Pool, request)
 	if err != nil {
 		v.host.log().Warn("no place out of the pool", "err", err)
@@ -106,8 +105,8 @@ func (v *supervisor) takePlace(ctx context.Context, cfg *Network) error {
 }
 
 // mediate starts the process that stands between.
-func (v *supervisor) mediate(ctx context.Context, cfg *Network) error {
-	c, sb := v.connection(), v.sb
+func (v *supervisor) mediate(ctx context.Context, c *connection, cfg *Network) error {
+	sb := v.sb
 	theirs, err := mediatedConfig(sb, v.host, cfg, c.place)
 	if err != nil {
 		return err

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-
 	"slices"
+
 	"spore/jailer"
 	"spore/jailer/cgroup"
 	"spore/network"
@@ -40,13 +40,8 @@ func (v *supervisor) setConnection(c *connection) {
 	v.net = c
 }
 
-// disconnect takes the network away again, after the machine.
-func (v *supervisor) disconnect() error {
-	c := v.connection()
-	if c == nil {
-		return nil
-	}
-	v.setConnection(nil)
+// disconnect takes a network away again, however much of it there is.
+func (v *supervisor) disconnect(c *connection) error {
 	var errs []error
 	if c.mediator != nil {
 		errs = append(errs, c.mediator.Close())
@@ -167,16 +162,26 @@ func (v *supervisor) explainNetwork(address string) (*policy.Explanation, error)
 	return &e, err
 }
 
-// hangUp disconnects, and notes in the outcome what was denied.
+// hangUp disconnects after the machine, and notes in the outcome what was denied and what the jail of spore-net lacked.
 func (v *supervisor) hangUp(o *Outcome) {
-	if c := v.connection(); c != nil && c.mediator != nil {
+	c := v.connection()
+	if c == nil {
+		return
+	}
+	v.setConnection(nil)
+	if c.mediator != nil {
+		for _, l := range c.mediator.Missing() {
+			if !slices.Contains(o.JailMissing, l) {
+				o.JailMissing = append(o.JailMissing, l)
+			}
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), statsLimit)
 		defer cancel()
 		if s, err := c.mediator.Stats(ctx); err == nil {
 			o.Denied = s.Denied
 		}
 	}
-	if err := v.disconnect(); err != nil { // the command has had its end; what is left, the next command sweeps
+	if err := v.disconnect(c); err != nil { // the command has had its end; what is left, the next command sweeps
 		v.host.log().Warn("disconnect", "err", err)
 	}
 }

@@ -97,10 +97,14 @@ const (
 func ParseSecret(s string) (Secret, error) {
 	spec, hosts, ok := strings.Cut(s, "@")
 	name, source, sourced := strings.Cut(spec, "=")
-	out := Secret{Name: name, Hosts: strings.Split(hosts, ","), Source: sourceEnv + name}
-	if !ok || hosts == "" || !secretName.MatchString(name) {
-		return out, errors.New("use NAME@HOST, NAME=env:VARIABLE@HOST, NAME=file:PATH@HOST or NAME=-@HOST; the value itself is never written here")
+	if !ok {
+		return Secret{}, errors.New("use NAME@HOST, NAME=env:VARIABLE@HOST, NAME=file:PATH@HOST or NAME=-@HOST; the value itself is never written here")
 	}
+	secret, err := policy.ParseSecret(name + "@" + hosts)
+	if err != nil {
+		return Secret{}, err
+	}
+	out := Secret{Name: secret.Name, Hosts: secret.Hosts, Source: sourceEnv + name}
 	switch path, isFile := strings.CutPrefix(source, sourceFile); {
 	case !sourced:
 	case source == "-":

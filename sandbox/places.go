@@ -26,7 +26,7 @@ func takePlace(dir string, r network.Request) (*network.Attachment, error) {
 	if err = wire.Write(conn, poolRequest{Verb: poolPlace, Network: &r}); err == nil {
 		err = wire.Read(conn, &reply)
 	}
-	if err == nil && reply.File {
+	if err == nil && reply.File && reply.Place != nil {
 		var tap *os.File
 		if tap, err = receiveFile(conn); err == nil {
 			reply.Place.Tap = tap
@@ -38,7 +38,8 @@ func takePlace(dir string, r network.Request) (*network.Attachment, error) {
 	return reply.Place, nil
 }
 
-// place gives a place on a network away. When the sandbox that wanted it has gone, it is taken back.
+// place gives a place on a network away. It is the sandbox's from then on. If that has lost patience meanwhile it has another one, which is
+// detached by its name; so what nobody took is left to the sweep, once the sandbox has ended.
 func (p *Pool) place(conn *net.UnixConn, r *network.Request) {
 	if r == nil || p.places == nil {
 		_ = wire.Write(conn, poolReply{}) // a client that has gone needs no answer
@@ -60,11 +61,7 @@ func (p *Pool) place(conn *net.UnixConn, r *network.Request) {
 		a.Tap.Close()
 	}
 	if err != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), disconnectLimit)
-		defer cancel()
-		if err := p.host.Networks.Detach(ctx, r.Sandbox); err != nil {
-			p.host.log().Warn("take a place back", "sandbox", r.Sandbox, "err", err)
-		}
+		p.host.log().Warn("give a place on the network away", "sandbox", r.Sandbox, "err", err)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/lossy"
 	"spore/network/api"
 )
 
@@ -34,7 +35,7 @@ func newBounded(files []*os.File, f api.File, limit int64) (*bounded, error) {
 		if err := unix.SetNonblock(int(files[f].Fd()), true); err != nil {
 			return nil, fmt.Errorf("audit file: %w", os.NewSyscallError("fcntl", err))
 		}
-		return &bounded{to: dropping{files[f], int(files[f].Fd())}, left: 1 << 62}, nil
+		return &bounded{to: lossy.New(files[f]), left: 1 << 62}, nil
 	}
 	return &bounded{to: files[f], left: limit - st.Size}, nil
 }
@@ -52,21 +53,7 @@ func (b *bounded) Write(p []byte) (int, error) {
 // logger writes JSON lines to the log file, if there is one.
 func logger(sandbox string, files []*os.File, log api.File) *slog.Logger {
 	if log < 0 {
-		return slog.New(slog.DiscardHandler)
+		return lossy.Logger(nil, "")
 	}
-	to := dropping{files[log], int(files[log].Fd())}
-	return slog.New(slog.NewJSONHandler(to, nil)).With("sandbox", sandbox)
-}
-
-// dropping writes to a non-blocking descriptor and drops what does not fit: a reader that is slow or gone must not stop the guest.
-type dropping struct {
-	file *os.File // keeps fd open
-	fd   int
-}
-
-func (d dropping) Write(p []byte) (int, error) {
-	if _, err := unix.Write(d.fd, p); err != nil && err != unix.EAGAIN {
-		return 0, os.NewSyscallError("write", err)
-	}
-	return len(p), nil
+	return lossy.Logger(files[log], sandbox)
 }

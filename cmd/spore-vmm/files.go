@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/lossy"
 	"spore/vmm/api"
 )
 
@@ -57,22 +58,7 @@ func receive() (api.Config, []*os.File, error) {
 // logger writes JSON lines to the log file, if there is one.
 func logger(id string, files []*os.File, log api.File) *slog.Logger {
 	if log < 0 {
-		return slog.New(slog.DiscardHandler)
+		return lossy.Logger(nil, "")
 	}
-	to := dropping{files[log], int(files[log].Fd())}
-	return slog.New(slog.NewJSONHandler(to, nil)).With("sandbox", id)
-}
-
-// dropping writes to a non-blocking descriptor and drops what does not fit: a reader that is slow or gone must not stop
-// the guest.
-type dropping struct {
-	file *os.File // keeps fd open
-	fd   int
-}
-
-func (d dropping) Write(p []byte) (int, error) {
-	if _, err := unix.Write(d.fd, p); err != nil && err != unix.EAGAIN {
-		return 0, os.NewSyscallError("write", err)
-	}
-	return len(p), nil
+	return lossy.Logger(files[log], id)
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -139,7 +140,12 @@ func TestPOLICY(t *testing.T) {
 	}
 	for _, name := range order {
 		if strings.HasPrefix(name, "POLICY") {
-			t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) { t.Logf("saw %s", clip(seen[name])) })
+			t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
+				t.Logf("saw %s", clip(seen[name]))
+				if why := leak(name, seen[name]); why != "" {
+					t.Error(why)
+				}
+			})
 		}
 	}
 	for _, r := range reached {
@@ -159,6 +165,30 @@ func TestPOLICY(t *testing.T) {
 			}
 		}
 	})
+}
+
+var (
+	attemptNumber = regexp.MustCompile(`^POLICY-[0-9]+`)
+	worldAnswer   = regexp.MustCompile(`world ([^ \\"]+)`) // as its servers begin
+)
+
+// leak says what of an attempt's own sight shows that it got through, "" if nothing: an answer of the world's for a host that is not allowed, its
+// own words from an echo, a connection to the host, an answer to a question.
+func leak(name, seen string) string {
+	for _, host := range worldAnswer.FindAllStringSubmatch(seen, -1) {
+		if host[1] != "allowed.test" && host[1] != "a.wild.test" {
+			return "an answer for " + host[1]
+		}
+	}
+	switch {
+	case strings.Contains(seen, attemptNumber.FindString(name)):
+		return "an echo of what it said"
+	case strings.Contains(seen, `"connected"`):
+		return "a connection"
+	case strings.Contains(seen, `"code": 0`) && !strings.Contains(seen, `"answers": 0`) && !strings.Contains(name, "alias"): // whose own record names no address
+		return "an answer to a question"
+	}
+	return ""
 }
 
 // trespass says what of the rules a thing that reached the world breaks, "" if nothing.
@@ -333,4 +363,17 @@ func fetchSoon(t *testing.T, url string) string {
 	}
 	t.Fatal(last)
 	return ""
+}
+
+// TestLeak has what judges the attempts find what it is there for.
+func TestLeak(t *testing.T) {
+	const name = "POLICY-26 a forged Host"
+	for seen, want := range map[string]bool{
+		`"HTTP/1.1 200 OK\r\n\r\nworld other.test /26\n"`: true, `"POLICY-26"`: true, `[["10.0.2.15", "connected", ""]]`: true, `{"code": 0, "answers": 2, "error": []}`: true,
+		`"HTTP/1.1 200 OK\r\n\r\nworld allowed.test /27a\nHTTP/1.1 403 Forbidden"`: false, `{"code": 3, "answers": 0, "error": []}`: false, `"OSError: [Errno 113] No route to host"`: false,
+	} {
+		if got := leak(name, seen); (got != "") != want {
+			t.Errorf("%s: %q", seen, got)
+		}
+	}
 }
