@@ -79,9 +79,11 @@ func list(t *testing.T, args ...string) []string {
 	t.Helper()
 	cmd := exec.Command("go", append([]string{"list"}, args...)...)
 	cmd.Dir = root
-	out, err := cmd.CombinedOutput()
+	var said strings.Builder // what is downloaded is told there too
+	cmd.Stderr = &said
+	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("go list: %v\n%s", err, out)
+		t.Fatalf("go list: %v\n%s", err, said.String())
 	}
 	return strings.Split(strings.TrimSpace(string(out)), "\n")
 }
