@@ -96,7 +96,7 @@ type Rate struct {
 // It is always read-only: the descriptor must be open O_RDONLY and the memory slot is KVM_MEM_READONLY.
 type Pmem struct {
 	File File
-	Size int64 // bytes of the file; the mapping is rounded up to 2 MiB
+	Size int64 // bytes of the file; the mapping is rounded up to 16 MiB, with zeros
 }
 
 // Vsock is the virtio-vsock device.

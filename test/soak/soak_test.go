@@ -1,0 +1,176 @@
+// Package soak keeps every device of a jailed machine busy, from both sides, under the filters that it has in production. The guest is
+// the program of the directory guest: it runs on any KVM, and judges what its devices give it.
+package soak
+
+import (
+	"context"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spore/internal/testenv"
+	"spore/vmm/api"
+)
+
+// patience bounds what has to end by itself.
+const patience = 2 * time.Minute
+
+// duration is SOAK, or what every run of the tests can afford.
+func duration(t *testing.T) time.Duration {
+	text := os.Getenv("SOAK")
+	if text == "" {
+		return 10 * time.Second
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("SOAK: %v", err)
+	}
+	return d
+}
+
+// running is a machine whose devices are in use.
+type running struct {
+	*machine
+	guest net.Conn // the guest's own connection
+	peers sync.WaitGroup
+}
+
+func run(t *testing.T, vcpus int, lie lies, limit time.Duration) *running {
+	t.Helper()
+	testenv.Require(t, testenv.KVM, testenv.Root)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	t.Cleanup(cancel)
+	r := &running{machine: start(t, vcpus, lie)}
+	context.AfterFunc(ctx, func() { r.process.Kill() })
+	for name, peer := range r.machine.peers(ctx, lie) {
+		r.peers.Go(func() {
+			if err := peer(); err != nil && !r.over.Load() {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		r.over.Store(true)
+		r.process.Kill()
+		<-r.ended
+		r.broker.Close()
+		r.peers.Wait()
+	})
+	r.event(api.EventStarted)
+	var err error
+	if r.guest, err = r.calls[controlPort].Accept(); err != nil {
+		t.Fatalf("the guest does not call: %v", err)
+	}
+	t.Cleanup(func() { r.guest.Close() })
+	return r
+}
+
+// says is the guest's report.
+func (r *running) says() [works]work {
+	r.t.Helper()
+	list, err := report(r.guest)
+	if err != nil {
+		r.process.Kill()
+		r.t.Fatalf("the guest does not answer: %v; the VMM: %v", err, <-r.ended)
+	}
+	return list
+}
+
+// finish has the guest power off, which must be the end of all.
+func (r *running) finish() {
+	r.t.Helper()
+	r.over.Store(true)
+	if _, err := r.guest.Write([]byte("q")); err != nil {
+		r.t.Fatal(err)
+	}
+	if end := r.event(api.EventExit); end.Reason != api.ExitPowerOff {
+		r.t.Errorf("the machine ended with %s: %s", end.Reason, end.Detail)
+	}
+	if err := <-r.ended; err != nil {
+		r.t.Errorf("the VMM: %v", err)
+	}
+}
+
+// TestSoak holds the machine to its work for SOAK, a duration: nothing dies by a filter, and the guest finds nothing wrong.
+func TestSoak(t *testing.T) {
+	d := duration(t)
+	r := run(t, 1, noLie, d+patience)
+	began := time.Now()
+	for n := 0; time.Since(began) < d; n++ {
+		r.disturb(n)
+	}
+	took := time.Since(began).Seconds()
+	for _, w := range r.says() {
+		t.Logf("%-8s %9d rounds %10d requests, %8.0f a second", w.name(), w.Rounds, w.Requests, float64(w.Requests)/took)
+		if w.Rounds == 0 || w.Mismatches != 0 {
+			t.Errorf("%s: %d rounds, %d mismatches, the first %#x", w.name(), w.Rounds, w.Mismatches, w.Detail)
+		}
+	}
+	for device, counters := range r.ask(api.Request{Op: api.OpStats}).Counters {
+		if counters["transport_failures"] != 0 || counters["transport_panics"] != 0 {
+			t.Errorf("%s: %v", device, counters)
+		}
+	}
+	r.finish()
+}
+
+// disturb does what a host does to a machine that works: the n-th of such things.
+func (r *running) disturb(n int) {
+	for range 8 {
+		r.says()
+	}
+	r.ask(api.Request{Op: api.OpBalloon, Bytes: int64(n*7%8) * balloonMost / 8})
+	r.ask(api.Request{Op: api.OpStats})
+	switch {
+	case n%64 == 0:
+		r.save()
+	case n%4 == 0:
+		r.ask(api.Request{Op: api.OpPause})
+	default:
+		return
+	}
+	r.ask(api.Request{Op: api.OpResume})
+}
+
+// save takes a snapshot, which is looked at no further.
+func (r *running) save() {
+	r.ask(api.Request{Op: api.OpTrack})
+	var files []*os.File
+	for _, name := range []string{"state", "memory"} {
+		fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), name)
+		defer f.Close()
+		files = append(files, f)
+	}
+	r.ask(api.Request{Op: api.OpSave}, files...)
+	for _, f := range files {
+		if st, err := f.Stat(); err != nil || st.Size() == 0 {
+			r.t.Errorf("snapshot's %s: %v, %v", f.Name(), st, err)
+		}
+	}
+}
+
+// TestSoakNotices gives the guest something wrong on one device at a time: it must say so of that one and of no other.
+func TestSoakNotices(t *testing.T) {
+	for _, lie := range []lies{lieDisk, lieImage, lieRNG, lieTyped, lieStream, liePmem, lieNet} {
+		t.Run(string(lie), func(t *testing.T) {
+			r := run(t, 1, lie, patience)
+			for noticed := false; !noticed; {
+				for _, w := range r.says() {
+					noticed = noticed || w.name() == string(lie) && w.Mismatches > 0
+					if w.name() != string(lie) && w.Mismatches > 0 {
+						t.Fatalf("%s: %d mismatches, the first %#x", w.name(), w.Mismatches, w.Detail)
+					}
+				}
+			}
+			r.finish()
+		})
+	}
+}
