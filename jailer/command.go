@@ -111,6 +111,16 @@ func stayDumpable() error {
 // dropsGroups says whether we may let the process drop the groups that it has of us.
 func dropsGroups() bool { return os.Geteuid() == 0 }
 
+// AwaitEnd returns when the process that pidFD is of has ended: for who is not its parent, and can learn no more (pidfd_open(2)).
+func AwaitEnd(pidFD int) {
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidFD), Events: unix.POLLIN}}, -1)
+		if n > 0 || err != nil && err != unix.EINTR {
+			return
+		}
+	}
+}
+
 // reap ends a child that did not become what it should, and takes its remains away.
 func reap(pid, pidFD int) {
 	_ = unix.PidfdSendSignal(pidFD, unix.SIGKILL, nil, 0)

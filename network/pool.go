@@ -28,6 +28,7 @@ type PoolConfig struct {
 	Depth int           // attachments that stand ready in each class; at least 1
 	Max   int           // in all classes together; the class that was wanted last comes first
 	Idle  time.Duration // after which a class that nobody wants is given up; 0 keeps it
+	Rest  time.Duration // between a take and the making of another, for which who took one has the processors; 0 is none
 	Log   *slog.Logger  // nil is silent
 }
 
@@ -143,11 +144,17 @@ func (p *Pool) Serve(ctx context.Context) error {
 		defer t.Stop()
 		tick = t.C
 	}
+	var rested <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return p.close(context.WithoutCancel(ctx))
 		case <-p.wake:
+			if rested == nil {
+				rested = time.After(p.cfg.Rest)
+			}
+		case <-rested:
+			rested = nil
 			for _, c := range p.short() {
 				if err := p.fill(ctx, c); err != nil && ctx.Err() == nil {
 					p.cfg.Log.Warn("prepare attachment", "network", c.Choice.String(), "err", err) // and again when one is wanted

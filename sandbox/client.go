@@ -39,11 +39,11 @@ func (sb *Sandbox) ask(ctx context.Context, r request) (reply, *os.File, error) 
 	if !rep.File {
 		return rep, nil, nil
 	}
-	f, err := receiveFile(c)
+	list, err := receiveFiles(c, 1)
 	if err != nil {
 		return rep, nil, sb.lost(ctx, err)
 	}
-	return rep, f, nil
+	return rep, list[0], nil
 }
 
 // ErrLost says that a sandbox ended while a call was waiting for it.

@@ -24,7 +24,7 @@ type Connected struct {
 }
 
 func (c *connection) record() *Connected {
-	return &Connected{MAC: c.guest.MAC, Addresses: c.guest.Addresses, MTU: c.mtu, Ports: c.ports, Mediated: c.mediator != nil}
+	return &Connected{MAC: c.guest.MAC, Addresses: c.guest.Addresses, MTU: c.mtu, Ports: c.ports, Mediated: c.mediation != nil}
 }
 
 // connection is how the sandbox is connected at the moment; nil if it is not.
@@ -43,12 +43,12 @@ func (v *supervisor) setConnection(c *connection) {
 // disconnect takes a network away again, however much of it there is.
 func (v *supervisor) disconnect(c *connection) error {
 	var errs []error
-	if c.mediator != nil {
-		errs = append(errs, c.mediator.Close())
-	} else if c.frames != nil {
+	if c.mediation != nil {
+		errs = append(errs, c.mediation.close())
+	}
+	if c.frames != nil {
 		errs = append(errs, c.frames.Close())
 	}
-	errs = append(errs, release(c.group))
 	if c.place != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), disconnectLimit)
 		defer cancel()
@@ -67,16 +67,9 @@ const (
 // netSuffix ends the name of the cgroup that a sandbox's spore-net is in.
 const netSuffix = "-net"
 
-// netGroup makes the cgroup of a sandbox's spore-net, or returns nil where there is none to be had and that is allowed.
-func netGroup(cfg Config) (*cgroup.Group, error) {
-	g, err := cgroup.Create(cfg.ID+netSuffix, cgroup.Limits{Memory: netMemory, Pids: netThreads, CPUs: netCPUs})
-	if errors.Is(err, cgroup.ErrUnavailable) {
-		if slices.Contains(cfg.JailWithout, jailer.Cgroup) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("%w: %w", jailer.ErrLayer, err)
-	}
-	return g, err
+// netGroup makes the cgroup of a spore-net, or returns nil where there is none to be had and that is allowed.
+func netGroup(name string, without []jailer.Layer) (*cgroup.Group, error) {
+	return newGroup(name+netSuffix, cgroup.Limits{Memory: netMemory, Pids: netThreads, CPUs: netCPUs}, without)
 }
 
 // rootsFiles are where distributions keep the certificates that they trust.
@@ -110,8 +103,12 @@ func (v *supervisor) netCounters(ctx context.Context) (map[string]uint64, error)
 	if c == nil {
 		return nil, nil
 	}
-	if c.mediator != nil {
-		s, err := c.mediator.Stats(ctx)
+	if c.mediation != nil {
+		p, err := c.mediation.ready(ctx)
+		if err != nil {
+			return nil, err
+		}
+		s, err := p.Stats(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -153,12 +150,16 @@ func flattenInto(out map[string]uint64, prefix string, tree map[string]any) {
 // explainNetwork says what would become of a connection of the guest's.
 func (v *supervisor) explainNetwork(address string) (*policy.Explanation, error) {
 	c := v.connection()
-	if c == nil || c.mediator == nil {
+	if c == nil || c.mediation == nil {
 		return nil, errors.New("no rules stand between it and its network")
 	}
 	ctx, cancel := context.WithTimeout(v.ctx, statsLimit)
 	defer cancel()
-	e, err := c.mediator.Explain(ctx, address)
+	p, err := c.mediation.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e, err := p.Explain(ctx, address)
 	return &e, err
 }
 
@@ -169,20 +170,29 @@ func (v *supervisor) hangUp(o *Outcome) {
 		return
 	}
 	v.setConnection(nil)
-	if c.mediator != nil {
-		for _, l := range c.mediator.Missing() {
-			if !slices.Contains(o.JailMissing, l) {
-				o.JailMissing = append(o.JailMissing, l)
-			}
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), statsLimit)
-		defer cancel()
-		if s, err := c.mediator.Stats(ctx); err == nil {
-			o.Denied = s.Denied
-		}
+	if c.mediation != nil {
+		c.mediation.noteEnd(o)
 	}
 	if err := v.disconnect(c); err != nil { // the command has had its end; what is left, the next command sweeps
 		v.host.log().Warn("disconnect", "err", err)
+	}
+}
+
+// noteEnd notes in the outcome what was denied, and what its jail lacked.
+func (m *mediation) noteEnd(o *Outcome) {
+	ctx, cancel := context.WithTimeout(context.Background(), statsLimit)
+	defer cancel()
+	p, err := m.ready(ctx)
+	if err != nil {
+		return // there was nothing that could deny
+	}
+	for _, l := range p.Missing {
+		if !slices.Contains(o.JailMissing, l) {
+			o.JailMissing = append(o.JailMissing, l)
+		}
+	}
+	if s, err := p.Stats(ctx); err == nil {
+		o.Denied = s.Denied
 	}
 }
 

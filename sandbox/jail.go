@@ -94,9 +94,14 @@ func (j Jail) group() (*cgroup.Group, error) {
 	if j.Disks != "" && unix.Statfs(j.Disks, &fs) == nil && fs.Type == unix.TMPFS_MAGIC {
 		limits.Memory += j.Disk // its pages are the group's
 	}
-	g, err := cgroup.Create(j.ID, limits)
+	return newGroup(j.ID, limits, j.Without)
+}
+
+// newGroup makes the cgroup of that name, or returns nil where there is none to be had and without allows that.
+func newGroup(name string, limits cgroup.Limits, without []jailer.Layer) (*cgroup.Group, error) {
+	g, err := cgroup.Create(name, limits)
 	if errors.Is(err, cgroup.ErrUnavailable) {
-		if slices.Contains(j.Without, jailer.Cgroup) {
+		if slices.Contains(without, jailer.Cgroup) {
 			return nil, nil
 		}
 		return nil, fmt.Errorf("%w: %w", jailer.ErrLayer, err)

@@ -18,6 +18,7 @@ import (
 	"spore/jailer"
 	"spore/jailer/cgroup"
 	"spore/network"
+	"spore/network/mediator"
 	"spore/vmm/api"
 )
 
@@ -73,7 +74,8 @@ type Pool struct {
 	dir  string // that it serves in
 	cfg  PoolConfig
 
-	places *network.Pool // nil without networks
+	places     *network.Pool // nil without networks
+	forwarders *forwarders   // that wait in them
 
 	mu      sync.Mutex
 	classes map[Class]*shelf
@@ -108,7 +110,8 @@ func (sh *shellProcess) giveUp() {
 func NewPool(dir string, host Host, cfg PoolConfig) *Pool {
 	p := &Pool{host: host, dir: dir, cfg: cfg, classes: map[Class]*shelf{}}
 	if host.Networks != nil {
-		p.places = network.NewPool(host.Networks, network.PoolConfig{Depth: cfg.Depth, Max: cfg.Max, Idle: cfg.Idle, Log: host.Log})
+		p.forwarders = &forwarders{Attacher: host.Networks, host: host, prefix: shellPrefix(dir), ready: map[string]*mediator.Waiting{}}
+		p.places = network.NewPool(p.forwarders, network.PoolConfig{Depth: cfg.Depth, Max: cfg.Max, Idle: cfg.Idle, Rest: placeRest, Log: host.Log})
 	}
 	return p
 }
@@ -168,9 +171,15 @@ func (p *Pool) take(c Class) *shellProcess {
 	} else {
 		s.misses++
 	}
-	go p.fill(c)
+	time.AfterFunc(shellRest, func() { _ = p.fill(c) }) // it logs what fails; who wants the next tries again
 	return sh
 }
+
+// Rests between a take and the making of another: about what the taker needs to be up, with all processors.
+const (
+	shellRest = 20 * time.Millisecond
+	placeRest = 250 * time.Millisecond
+)
 
 // Keep starts shells of a class before anybody wants one, and returns when they stand ready.
 func (p *Pool) Keep(c Class) error {

@@ -16,6 +16,7 @@ import (
 	"spore/internal/wire"
 	"spore/jailer"
 	"spore/network"
+	"spore/network/mediator"
 )
 
 // The pool is asked on a unix socket in its directory, which is its owner's alone: one frame, one answer. With a shell
@@ -25,7 +26,8 @@ type poolRequest struct {
 	Verb  poolVerb `json:"verb"`
 	Class Class    `json:"class"`
 
-	Network *network.Request `json:"network,omitempty"`
+	Network *network.Request `json:"network,omitempty"` // the place that is wanted
+	Without []jailer.Layer   `json:"without,omitempty"` // what the jail of its spore-net may lack
 }
 
 type poolVerb string
@@ -44,9 +46,10 @@ type poolReply struct {
 	Group   string         `json:"group,omitempty"` // its cgroup
 	Stats   []ShelfStats   `json:"stats,omitempty"`
 
-	Place  *network.Attachment  `json:"place,omitempty"`
-	File   bool                 `json:"file,omitempty"` // the place's tap follows, beside one byte
-	Places []network.ShelfStats `json:"places,omitempty"`
+	Place     *network.Attachment  `json:"place,omitempty"`
+	Forwarder *mediator.Handle     `json:"forwarder,omitempty"` // the spore-net that waits in it
+	Files     int                  `json:"files,omitempty"`     // that follow, beside one byte: its tap, or those of the forwarder
+	Places    []network.ShelfStats `json:"places,omitempty"`
 }
 
 // poolEnd is the second frame of a shell's connection.
@@ -122,7 +125,7 @@ func (p *Pool) answer(conn *net.UnixConn, stop func()) {
 		stop()
 		_ = wire.Write(conn, poolReply{})
 	case poolPlace:
-		p.place(conn, r.Network)
+		p.place(conn, r)
 	case poolTake:
 		p.hand(conn, p.take(r.Class))
 	}

@@ -105,7 +105,11 @@ func (v *supervisor) learn() {
 
 // identify makes the guest this sandbox's and no other's, before any program runs in it.
 func (v *supervisor) identify(ctx context.Context, hostname string) error {
-	r := agent.Resumed{Hostname: hostname, Pids: v.sb.Config.Pids, Entropy: seed(), Now: time.Now().UnixNano(), Network: v.connection().told()}
+	network, err := v.told(ctx)
+	if err != nil {
+		return err
+	}
+	r := agent.Resumed{Hostname: hostname, Pids: v.sb.Config.Pids, Entropy: seed(), Now: time.Now().UnixNano(), Network: network}
 	return agent.Resume(ctx, v.machine.broker.Dial, r)
 }
 
@@ -160,14 +164,18 @@ const nobodysName = "spore"
 // handshake tells the agent what the guest is to be.
 func (v *supervisor) handshake(ctx context.Context, conn net.Conn, hostname string) error {
 	cfg := v.sb.Config
+	network, err := v.told(ctx)
+	if err != nil {
+		return err
+	}
 	s := agent.Setup{
 		Hostname: hostname, Entropy: seed(), Now: time.Now().UnixNano(), Lower: "vda", Upper: "vdb",
-		ReadOnly: cfg.ReadOnly, Pids: cfg.Pids, Network: v.connection().told(),
+		ReadOnly: cfg.ReadOnly, Pids: cfg.Pids, Network: network,
 	}
 	if cfg.Root == RootPmem {
 		s.Lower, s.Upper, s.DAX = "pmem0", "vda", true
 	}
-	_, err := agent.Handshake(ctx, conn, s)
+	_, err = agent.Handshake(ctx, conn, s)
 	return err
 }
 

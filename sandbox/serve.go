@@ -62,7 +62,7 @@ func (v *supervisor) answer(conn *net.UnixConn) {
 	}
 	if wire.Write(conn, rep) == nil && file != nil {
 		// A client that has gone meanwhile needs no answer.
-		_ = sendFile(conn, file)
+		_ = sendFiles(conn, file)
 	}
 }
 

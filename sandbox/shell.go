@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"spore/internal/rights"
 	"spore/internal/wire"
 	"spore/jailer"
 	"spore/jailer/cgroup"
@@ -47,7 +46,7 @@ func (o ownVMM) missing() []jailer.Layer { return o.Missing }
 type shell struct {
 	pool    *net.UnixConn // lasts as long as the shell
 	control *os.File      // its control socket
-	pidFD   int
+	pidFD   *os.File
 	reply   poolReply
 }
 
@@ -82,31 +81,18 @@ func takeShell(dir string, c Class) (*shell, error) {
 
 // receive takes over the two descriptors.
 func (s *shell) receive() error {
-	oob := make([]byte, rights.Space(2))
-	_, n, _, _, err := s.pool.ReadMsgUnix(make([]byte, 1), oob)
+	list, err := receiveFiles(s.pool, 2)
 	if err != nil {
 		return err
 	}
-	fds := rights.Take(oob[:n], 2)
-	if len(fds) != 2 {
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
-		return errNoFile
-	}
-	if err := unix.SetNonblock(fds[0], true); err != nil {
-		unix.Close(fds[0])
-		unix.Close(fds[1])
-		return os.NewSyscallError("fcntl", err)
-	}
-	s.control, s.pidFD = os.NewFile(uintptr(fds[0]), "control"), fds[1]
+	s.control, s.pidFD = list[0], list[1]
 	return nil
 }
 
 // wait hears from the pool how the shell ended. When the pool dies first, its children are nobody's: then the process
 // is waited for, and what is left of its jail is taken away here.
 func (s *shell) wait() error {
-	defer unix.Close(s.pidFD)
+	defer s.pidFD.Close()
 	defer s.pool.Close()
 	var end poolEnd
 	if err := wire.Read(s.pool, &end); err == nil {
@@ -115,12 +101,7 @@ func (s *shell) wait() error {
 		}
 		return nil
 	}
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.pidFD), Events: unix.POLLIN}}, -1)
-		if n > 0 || err != nil && err != unix.EINTR {
-			break
-		}
-	}
+	jailer.AwaitEnd(int(s.pidFD.Fd()))
 	if s.reply.Group == "" {
 		return nil
 	}
@@ -133,10 +114,10 @@ func (s *shell) wait() error {
 func (s *shell) discard() {
 	s.control.Close()
 	s.pool.Close()
-	unix.Close(s.pidFD)
+	s.pidFD.Close()
 }
 
-func (s *shell) kill()                   { _ = unix.PidfdSendSignal(s.pidFD, unix.SIGKILL, nil, 0) } // it may have ended
+func (s *shell) kill()                   { _ = unix.PidfdSendSignal(int(s.pidFD.Fd()), unix.SIGKILL, nil, 0) } // it may have ended
 func (s *shell) pid() int                { return s.reply.Pid }
 func (s *shell) missing() []jailer.Layer { return s.reply.Missing }
 

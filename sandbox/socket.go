@@ -107,24 +107,34 @@ func dialUnix(dir, name string) (*net.UnixConn, error) {
 	return net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 }
 
-// sendFile passes f to the peer beside one byte.
-func sendFile(c *net.UnixConn, f *os.File) error {
-	_, _, err := c.WriteMsgUnix([]byte{0}, unix.UnixRights(int(f.Fd())), nil)
+// sendFiles passes them to the peer beside one byte. They stay the caller's.
+func sendFiles(c *net.UnixConn, list ...*os.File) error {
+	var fds []int
+	for _, f := range list {
+		fds = append(fds, int(f.Fd()))
+	}
+	_, _, err := c.WriteMsgUnix([]byte{0}, unix.UnixRights(fds...), nil)
 	return err
 }
 
-// receiveFile takes the descriptor that the peer passed.
-func receiveFile(c *net.UnixConn) (*os.File, error) {
-	oob := make([]byte, rights.Space(1))
-	_, n, _, _, err := c.ReadMsgUnix(make([]byte, 1), oob)
+// receiveFiles takes the n descriptors that the peer passed, all or none.
+func receiveFiles(c *net.UnixConn, n int) ([]*os.File, error) {
+	oob := make([]byte, rights.Space(n))
+	_, oobn, _, _, err := c.ReadMsgUnix(make([]byte, 1), oob)
 	if err != nil {
 		return nil, err
 	}
-	fds := rights.Take(oob[:n], 1)
-	if len(fds) != 1 {
-		return nil, fmt.Errorf("receive descriptor: %w", errNoFile)
+	var list []*os.File
+	for _, fd := range rights.Take(oob[:oobn], n) {
+		list = append(list, os.NewFile(uintptr(fd), "connection"))
 	}
-	return os.NewFile(uintptr(fds[0]), "connection"), nil
+	if len(list) != n {
+		for _, f := range list {
+			f.Close()
+		}
+		return nil, fmt.Errorf("receive descriptors: %w", errNoFile)
+	}
+	return list, nil
 }
 
-var errNoFile = errors.New("no descriptor came")
+var errNoFile = errors.New("no descriptor came, or too few")

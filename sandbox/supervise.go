@@ -181,6 +181,9 @@ func (v *supervisor) explain(err error) Outcome {
 	if cause := context.Cause(v.ctx); errors.Is(cause, errKilled) {
 		return Outcome{Kind: Signalled, Signal: "SIGKILL", ExitCode: codeSignal + 9, StartedAt: v.state.Started, Detail: "killed by its owner"}
 	}
+	if cause, ok := errors.AsType[*connectError](context.Cause(v.ctx)); ok {
+		return hostError(cause)
+	}
 	if v.machineEnded(err) {
 		return v.crash()
 	}

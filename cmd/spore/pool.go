@@ -98,7 +98,7 @@ func servePool(c *cli.Context, ready func()) error {
 			keepErr = errors.Join(keepErr, pool.Keep(class))
 		}
 		if !choice.None() {
-			keepErr = errors.Join(keepErr, pool.KeepPlaces(ctx, network.Request{Choice: choice}))
+			keepErr = errors.Join(keepErr, pool.KeepPlaces(ctx, network.Request{Choice: choice}, without))
 		}
 		if keepErr != nil {
 			stop()

@@ -22,64 +22,54 @@ import (
 // framesBuffer is how much may be on the way to and from the guest, in bytes, where we may say so. Others have what the system gives.
 const framesBuffer = 4 << 20
 
-// Configure gives a launched spore-net its configuration and returns when it is ready for the guest. network's version and all its File
+// configure sends the configuration through config and waits until it has taken effect. network's version and all its File
 // fields are set here; zero addresses, MACs and MTU become the defaults of package api. An error that the user can mend (a rule, a secret)
-// says so; the process has to be closed then.
-func (p *Process) Configure(ctx context.Context, network api.Config, f Files) (err error) {
+// says so.
+func (p *Process) configure(ctx context.Context, config, logIn *os.File, network api.Config, f Files) (err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.control != nil || p.config == nil {
-		return errors.New("configure spore-net: it is closed, or has been configured")
-	}
-	if len(f.Published) != len(network.Published) {
-		return fmt.Errorf("configure spore-net: %d sockets for %d published ports", len(f.Published), len(network.Published))
-	}
 	var undo, theirs cleanup.Stack
 	defer func() {
 		err = errors.Join(err, theirs.Run())
 		if err != nil {
-			err = errors.Join(fmt.Errorf("configure spore-net: %w", err), undo.Run())
+			err = errors.Join(err, undo.Run())
 		}
 	}()
+	theirs.Push(logIn.Close)
+	if f.Frames == nil {
+		return errors.New("no frames")
+	}
+	if len(f.Published) != len(network.Published) {
+		return fmt.Errorf("%d sockets for %d published ports", len(f.Published), len(network.Published))
+	}
 	fill(&network)
 	var files []*os.File
 	add := func(f *os.File) api.File {
 		files = append(files, f)
 		return api.File(len(files) - 1)
 	}
-	make := func(kind int, name string) (*os.File, api.File, error) {
-		ours, end, err := pair(kind, name)
-		if err != nil {
-			return nil, api.NoFile, err
-		}
-		undo.Push(ours.Close)
-		theirs.Push(end.Close)
-		return ours, add(end), nil
-	}
-	var frames, control *os.File
-	if frames, network.Frames, err = make(unix.SOCK_SEQPACKET, "frames"); err != nil {
+	control, end, err := pair(unix.SOCK_STREAM, "control")
+	if err != nil {
 		return err
 	}
-	enlarge(frames, files[network.Frames])
-	if control, network.Control, err = make(unix.SOCK_STREAM, "control"); err != nil {
-		return err
-	}
-	theirs.Push(p.logIn.Close)
-	network.Log, network.Audit = add(p.logIn), api.NoFile
+	undo.Push(control.Close)
+	theirs.Push(end.Close)
+	network.Frames, network.Control = add(f.Frames), add(end)
+	network.Log, network.Audit = add(logIn), api.NoFile
 	if f.Audit != nil {
 		network.Audit = add(f.Audit)
 	}
 	for i, file := range f.Published {
 		network.Published[i].File = add(file)
 	}
-	if err := hand(ctx, p.config, network, files); err != nil {
+	if err := hand(ctx, config, network, files); err != nil {
 		return err
 	}
 	if p.ca, err = ready(ctx, control); err != nil {
 		return err
 	}
 	undo.Release()
-	p.control, p.frames = control, frames
+	p.control = control
 	return nil
 }
 
@@ -99,6 +89,17 @@ func fill(c *api.Config) {
 		c.MTU = api.MaxMTU
 	}
 	c.Published = append([]api.Published(nil), c.Published...) // the caller's keeps its File fields
+}
+
+// Frames makes the pair that frames go through, which the caller closes: the machine's end is what api.Net.File of a VMM is, with Offload
+// set; the other is for Files. Either may be handed on before anybody reads from the other.
+func Frames() (machine, forwarder *os.File, err error) {
+	machine, forwarder, err = pair(unix.SOCK_SEQPACKET, "frames")
+	if err != nil {
+		return nil, nil, err
+	}
+	enlarge(machine, forwarder)
+	return machine, forwarder, nil
 }
 
 // enlarge gives both ends of the frames' pair room for more than three of the largest frames, if we may.

@@ -236,7 +236,7 @@ func TestEveryPathInTheJail(t *testing.T) {
 		t.Errorf("a port where nobody listens: %v, %v", c, err)
 	}
 	s, err := m.Stats(ctx)
-	t.Logf("%+v, %v; %s", s, err, status(t, m.PID()))
+	t.Logf("%+v, %v; %s", s, err, status(t, m.PID))
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}

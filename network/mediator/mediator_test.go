@@ -143,6 +143,18 @@ func network(rules policy.Source) api.Config {
 		Guest: []netip.Prefix{stacktest.Guest4, stacktest.Guest6}, Gateways: []netip.Addr{stacktest.Gateway4, stacktest.Gateway6}}
 }
 
+// frames makes the pair that frames go through, whose other end f has then. Both are closed with the test.
+func frames(t testing.TB, f *mediator.Files) (machine *os.File) {
+	t.Helper()
+	machine, forwarder, err := mediator.Frames()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { machine.Close(); forwarder.Close() })
+	f.Frames = forwarder
+	return machine
+}
+
 func start(t testing.TB, p *place, c api.Config, f mediator.Files) (*mediator.Process, *stacktest.Guest) {
 	t.Helper()
 	exe, err := build()
@@ -151,7 +163,8 @@ func start(t testing.TB, p *place, c api.Config, f mediator.Files) (*mediator.Pr
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	m, err := mediator.Start(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "0123456789ab", Without: jailer.Optional()}, c, f)
+	machine := frames(t, &f)
+	m, err := mediator.Start(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "0123456789ab", Without: jailer.Optional()}, nil, c, f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +173,7 @@ func start(t testing.TB, p *place, c api.Config, f mediator.Files) (*mediator.Pr
 			t.Errorf("close: %v", err)
 		}
 	})
-	fd, err := unix.Dup(int(m.Frames().Fd()))
+	fd, err := unix.Dup(int(machine.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +219,7 @@ func TestWholeLife(t *testing.T) {
 		t.Errorf("figures %+v, %v", s, err)
 	}
 	t.Logf("%+v", s)
-	t.Logf("%s", status(t, m.PID()))
+	t.Logf("%s", status(t, m.PID))
 	if err := m.Close(); err != nil {
 		t.Error(err)
 	}
@@ -266,7 +279,9 @@ func TestBadRuleIsReported(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	_, err = mediator.Start(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "x", Without: jailer.Optional()}, network(policy.Source{Allow: []string{"not a rule!"}}), mediator.Files{})
+	var files mediator.Files
+	frames(t, &files)
+	_, err = mediator.Start(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "x", Without: jailer.Optional()}, nil, network(policy.Source{Allow: []string{"not a rule!"}}), files)
 	if err == nil || !strings.Contains(err.Error(), "not a rule!") {
 		t.Errorf("start: %v", err)
 	}
@@ -283,24 +298,83 @@ func TestLaunchedAhead(t *testing.T) {
 	defer cancel()
 	for range 10 {
 		began := time.Now()
-		m, err := mediator.Launch(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "x", Without: jailer.Optional()})
+		w, err := mediator.Launch(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "x", Without: jailer.Optional()})
 		if err != nil {
 			t.Fatal(err)
 		}
 		launched := time.Since(began)
 		began = time.Now()
-		if err := m.Configure(ctx, network(allowed), mediator.Files{}); err != nil {
-			t.Fatal(err, m.Close())
-		}
-		t.Logf("launched in %v, configured in %v; %s", launched, time.Since(began), status(t, m.PID()))
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-		if m, err = mediator.Launch(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "x", Without: jailer.Optional()}); err != nil {
+		var files mediator.Files
+		frames(t, &files)
+		m, err := w.Configure(ctx, nil, network(allowed), files)
+		if err != nil {
 			t.Fatal(err)
 		}
+		t.Logf("launched in %v, configured in %v; %s", launched, time.Since(began), status(t, m.PID))
 		if err := m.Close(); err != nil {
 			t.Error(err)
 		}
+		if w, err = mediator.Launch(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "x", Without: jailer.Optional()}); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestHandedOver has a process configured by who is not its parent, as far as that can be told within one process.
+func TestHandedOver(t *testing.T) {
+	p := newPlace(t)
+	exe, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for _, configure := range []bool{true, false} {
+		parent, err := mediator.Launch(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "x", Without: jailer.Optional()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var list []*os.File
+		for _, f := range parent.Files() {
+			fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, os.NewFile(uintptr(fd), "handed"))
+		}
+		w, err := mediator.Adopt(parent.Handle, list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := parent.Forget(); err != nil {
+			t.Error(err)
+		}
+		if configure {
+			var files mediator.Files
+			frames(t, &files)
+			m, err := w.Configure(ctx, nil, network(allowed), files)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := m.Stats(ctx); err != nil {
+				t.Error(err)
+			}
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+		} else if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+		select {
+		case <-parent.Ended():
+		case <-ctx.Done():
+			t.Fatal("its parent has not heard that it ended")
+		}
+	}
+	if _, err := mediator.Adopt(mediator.Handle{}, nil); err == nil {
+		t.Error("adopted without files")
 	}
 }

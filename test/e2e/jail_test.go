@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -140,7 +141,7 @@ func (u *user) left() string {
 		u.t.Fatal(err)
 	}
 	for _, c := range commands {
-		if b, err := os.ReadFile(c); err == nil && strings.TrimSpace(string(b)) == "spore-vmm" {
+		if b, err := os.ReadFile(c); err == nil && slices.Contains([]string{"spore-vmm", "spore-net"}, strings.TrimSpace(string(b))) {
 			state, _ := os.ReadFile(filepath.Join(filepath.Dir(c), "status"))
 			where, _ := os.ReadFile(filepath.Join(filepath.Dir(c), "wchan"))
 			all = append(all, fmt.Sprintf("%s in %s\n%s", filepath.Dir(c), where, state))

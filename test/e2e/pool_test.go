@@ -2,14 +2,18 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spore/test/world"
 )
 
 // shelf is one row of spore pool status.
@@ -88,4 +92,56 @@ func (u *user) poolDaemon() int {
 	}
 	u.t.Fatal("no pool daemon")
 	return 0
+}
+
+// TestPooledForwarder has spore-net wait in its place: the pool's child carries the guest's words, in the jail that it would have had, and
+// nothing is left of it when the sandbox, or the pool, has ended.
+func TestPooledForwarder(t *testing.T) {
+	u, w := newUser(t), newWorld(t)
+	fetch := []string{"--network", "nat", "--dns", world.DNS.String(), "--allow", "allowed.test", image, "python3", "-c",
+		"import urllib.request; print(urllib.request.urlopen('http://allowed.test/pooled').read().decode())"}
+	u.must(append([]string{"run"}, fetch...)...) // leaves the template
+	u.must("pool", "start", "--depth", "1", "--network", "nat")
+	t.Cleanup(func() { u.run("pool", "stop") })
+	daemon := u.poolDaemon()
+	waiting := childrenNamed(t, daemon, "spore-net")
+	if len(waiting) != 1 {
+		t.Fatalf("%d spore-nets wait", len(waiting))
+	}
+	w.Forget()
+	if got := u.must(append([]string{"run"}, fetch...)...); !strings.Contains(got, "/pooled") || len(w.Reached()) == 0 {
+		t.Errorf("through the pooled one came %q, %v", got, w.Reached())
+	}
+	if slices.Contains(childrenNamed(t, daemon, "spore-net"), waiting[0]) {
+		t.Error("the spore-net that waited was not taken, or has not ended")
+	}
+	u.must("pool", "stop")
+	for end := time.Now().Add(commandLimit); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if left := u.left(); left == "" {
+			return
+		}
+		u.must("ls")
+	}
+	t.Errorf("left: %s", u.left())
+}
+
+// childrenNamed are the children of a process that run a program of that name.
+func childrenNamed(t *testing.T, parent int, name string) (all []int) {
+	t.Helper()
+	list, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range list {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		var pid, ppid int
+		var comm, state string
+		if _, err := fmt.Sscanf(string(b), "%d %s %s %d", &pid, &comm, &state, &ppid); err == nil && comm == "("+name+")" && ppid == parent {
+			all = append(all, pid)
+		}
+	}
+	return all
 }
