@@ -41,8 +41,18 @@ if wants forks; then
     t=$(date +%s%N)
     spore fork -n "$FORKS" p >"$state/forks" || true # the emulated host loses a guest now and then
     echo "wall time $(ms "$t") ms, $(wc -l <"$state/forks") run"
-    pss() { for pid in $(pgrep -x "$1"); do awk '/^Pss:/{print $2}' /proc/"$pid"/smaps_rollup; done | awk '{s+=$1; n++} END{printf "%.2f MiB each of %d", s/1024/n, n}'; }
-    echo "PSS: VMMs $(pss spore-vmm), supervisors $(pss spore)"
+    # pss NAME prints each process's PSS in KiB: all of it, and what is not guest memory (anonymous and large, or of a file of that name).
+    pss() {
+        for pid in $(pgrep -x "$1"); do
+            awk '/^[0-9a-f]+-/{guest=/\/memory/} /^Size:/{guest=guest || $2>=65536} /^Pss:/{all+=$2; if (!guest) own+=$2} END{print all, own}' /proc/"$pid"/smaps
+        done
+    }
+    pss spore-vmm >"$state/vmms"
+    pss spore >"$state/supervisors"
+    each() { awk '{a+=$1; o+=$2; n++} END{printf "%d with %.2f MiB each, %.2f without guest memory", n, a/1024/n, o/1024/n}' "$1"; }
+    echo "PSS: VMMs $(each "$state/vmms"); supervisors $(each "$state/supervisors")"
+    cat "$state/vmms" "$state/supervisors" | awk -v n="$(($(wc -l <"$state/vmms")))" \
+        '{a+=$1; o+=$2} END{printf "a machine: %.2f MiB, %.2f before its guest writes\n", a/1024/n, o/1024/n}'
     echo "MemAvailable went down by $((($free_before - $(awk '/MemAvailable/{print $2}' /proc/meminfo)) / 1024 / FORKS)) MiB each"
     answered=0
     while read -r id; do [ "$(spore exec "$id" echo yes)" = yes ] && answered=$((answered + 1)); done <"$state/forks"

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -28,29 +25,21 @@ func detach(c *cli.Context, sb *sandbox.Sandbox, host sandbox.Host) error {
 	return err
 }
 
-// startSupervisor runs "spore supervise" in the background and waits until it says that the command runs, or
-// why it does not.
-func startSupervisor(c *cli.Context, sb *sandbox.Sandbox, host sandbox.Host) error {
-	err := startBackground(c, "supervise", "--kernel", host.Kernel, sb.Config.ID)
-	if errors.Is(err, errSilent) {
-		return errors.New("the supervisor ended before its command ran: 'spore inspect " + sb.Ref() + "' has the record")
-	}
-	return err
-}
-
-// errSilent says that a background process ended and did not say why.
-var errSilent = errors.New("it ended before it was ready")
-
-// startBackground runs this program with that command and its arguments in a session of its own, and waits until it says
-// readyWord on descriptor 3, or what is wrong.
-func startBackground(c *cli.Context, command string, args ...string) error {
+// startBackground runs this program with that command and its arguments in a session of its own, and returns what it writes
+// to descriptor 3, once it has closed that.
+func startBackground(c *cli.Context, command string, args ...string) (said []byte, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("start spore %s: %w", command, err)
+		}
+	}()
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	pr, pw, err := os.Pipe()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer pr.Close()
 	cmd := exec.Command(self, append([]string{"--native", "--state-dir", stateDir(c), "--cache-dir", cacheDir(c), command}, args...)...)
@@ -62,73 +51,28 @@ func startBackground(c *cli.Context, command string, args ...string) error {
 	err = cmd.Start()
 	pw.Close()
 	if err != nil {
-		return fmt.Errorf("start spore %s: %w", command, err)
+		return nil, err
 	}
-	said, err := io.ReadAll(io.LimitReader(pr, 64<<10))
-	switch {
-	case err != nil:
-		return fmt.Errorf("start spore %s: %w", command, err)
-	case string(said) == readyWord:
-		return cmd.Process.Release()
-	case len(said) == 0:
-		return fmt.Errorf("start spore %s: %w", command, errSilent)
+	if said, err = io.ReadAll(io.LimitReader(pr, maxSaid)); err != nil {
+		return nil, err
 	}
-	return errors.New(strings.TrimSpace(string(said)))
+	return said, cmd.Process.Release()
 }
 
-// readyWord is what a background process writes to descriptor 3 when it is ready: a supervisor when its command runs, a pool
-// when its first shells stand ready. Anything else is an error.
-const readyWord = "ready\n"
+// maxSaid bounds what a background process says until it is ready, in bytes.
+const maxSaid = 1 << 20
+
+// parentFile is where startBackground listens, in the process that it started.
+func parentFile() *os.File {
+	unix.CloseOnExec(3)
+	return os.NewFile(3, "parent")
+}
 
 // settled is how long after it is ready a background process gives back what its start left.
 const settled = time.Second
 
-// inBackground is the action of a command that startBackground runs: do calls ready, once, or its error is what is said.
-func inBackground(do func(c *cli.Context, ready func()) error) cli.ActionFunc {
-	return func(c *cli.Context) error {
-		say := os.NewFile(3, "ready")
-		unix.CloseOnExec(3)
-		err := do(c, func() {
-			io.WriteString(say, readyWord)
-			say.Close()
-			time.AfterFunc(settled, debug.FreeOSMemory)
-		})
-		if err != nil && say != nil {
-			fmt.Fprintln(say, err)
-		}
-		return err
-	}
-}
-
-func superviseCommand() *cli.Command {
-	return &cli.Command{
-		Name: "supervise", Hidden: true, Usage: "own a detached sandbox (used by run -d and start)", ArgsUsage: "ID",
-		Flags:  []cli.Flag{&cli.StringFlag{Name: "kernel"}},
-		Action: inBackground(supervise),
-	}
-}
-
-// supervise owns the sandbox until its command has ended. Its streams are the log and whoever attaches.
-func supervise(c *cli.Context, ready func()) error {
-	sb, err := find(c)
-	if err != nil {
-		return err
-	}
-	host, err := sandboxHost(c)
-	if err != nil {
-		return err
-	}
-	// A session of its own is not hung up with the terminal; what else would end it goes to the command.
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
-	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
-	running := false
-	outcome, err := sb.Supervise(context.WithoutCancel(c.Context), host, sandbox.Streams{Signals: signals}, func() {
-		running = true
-		ready()
-	})
-	if err == nil && !running {
-		err = errors.New(outcome.String())
-	}
-	return err
+// settle ends what a background process has to say.
+func settle(parent *os.File) {
+	parent.Close()
+	time.AfterFunc(settled, debug.FreeOSMemory)
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"sync"
 
 	"github.com/urfave/cli/v2"
 
@@ -72,8 +71,9 @@ func forkAction(c *cli.Context) error {
 	return err
 }
 
-// forksAtOnce is how many copies are started at the same time.
-const forksAtOnce = 8
+// forksTogether is how many copies have one supervisor between them: most of what a supervisor takes is its program's own. They end
+// together if it is killed.
+const forksTogether = 16
 
 // forks makes and starts n copies and returns those that run.
 func forks(c *cli.Context, parent *sandbox.Sandbox, host sandbox.Host, from *snapshot.Dormant, n int) ([]sandbox.Config, error) {
@@ -82,10 +82,8 @@ func forks(c *cli.Context, parent *sandbox.Sandbox, host sandbox.Host, from *sna
 	if err != nil {
 		return nil, err
 	}
-	var mu sync.Mutex
-	var wg sync.WaitGroup
+	var batch []*sandbox.Sandbox
 	made, errs := []sandbox.Config{}, []error(nil)
-	slots := make(chan struct{}, forksAtOnce)
 	for i := range n {
 		cfg := parent.Config
 		cfg.ID, cfg.Hostname, cfg.Name, cfg.Network = "", "", "", cfg.Network.Copied()
@@ -95,21 +93,36 @@ func forks(c *cli.Context, parent *sandbox.Sandbox, host sandbox.Host, from *sna
 				cfg.Name = name
 			}
 		}
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			sb, err := startFrom(c, sandboxes, host, cfg, from, from.Spec.Main, "")
-			mu.Lock()
-			defer mu.Unlock()
+		sb, err := sandboxes.Create(cfg, originOf(c, from, from.Spec.Main, ""))
+		if err != nil {
+			errs = append(errs, err)
+		} else {
+			batch = append(batch, sb)
+		}
+		if len(batch) < forksTogether && i < n-1 {
+			continue
+		}
+		for i, err := range startAll(c, host, batch) {
 			if err != nil {
 				errs = append(errs, err)
-				return
+			} else {
+				made = append(made, batch[i].Config)
 			}
-			made = append(made, sb.Config)
-		})
+		}
+		batch = nil
 	}
-	wg.Wait()
 	return made, errors.Join(errs...)
+}
+
+// startAll starts sandboxes in the background, under one supervisor. Those that do not start are removed.
+func startAll(c *cli.Context, host sandbox.Host, all []*sandbox.Sandbox) []error {
+	errs := startSupervisors(c, host, all)
+	for i, err := range errs {
+		if err != nil {
+			errs[i] = errors.Join(fmt.Errorf("sandbox %s: %w", all[i].Ref(), err), all[i].Remove())
+		}
+	}
+	return errs
 }
 
 // startFrom makes a sandbox that wakes from a dormant machine and starts it in the background.
@@ -118,8 +131,8 @@ func startFrom(c *cli.Context, store *sandbox.Store, host sandbox.Host, cfg sand
 	if err != nil {
 		return nil, err
 	}
-	if err := startSupervisor(c, sb, host); err != nil {
-		return nil, errors.Join(fmt.Errorf("sandbox %s: %w", sb.Ref(), err), sb.Remove())
+	if err := startAll(c, host, []*sandbox.Sandbox{sb})[0]; err != nil {
+		return nil, err
 	}
 	return sb, nil
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -42,12 +44,15 @@ func poolCommand() *cli.Command {
 			{Name: "serve", Hidden: true, Flags: []cli.Flag{
 				&cli.IntFlag{Name: "depth"}, &cli.IntFlag{Name: "max"}, &cli.DurationFlag{Name: "idle"},
 				&cli.IntFlag{Name: "cpus"}, &cli.StringFlag{Name: "memory"}, &cli.StringFlag{Name: "network"}, withoutFlag(),
-			}, Action: inBackground(servePool)},
+			}, Action: servePool},
 		},
 	}
 }
 
 func poolDir(c *cli.Context) string { return filepath.Join(stateDir(c), "pool") }
+
+// poolReady is what a pool says when its first shells stand ready. Anything else is an error.
+const poolReady = "ready\n"
 
 // poolStart runs "spore pool serve" in the background and waits until its first shells stand ready.
 func poolStart(c *cli.Context) error {
@@ -61,11 +66,33 @@ func poolStart(c *cli.Context) error {
 	for _, l := range c.StringSlice("jail-without") {
 		args = append(args, "--jail-without", l)
 	}
-	return startBackground(c, "pool", args...)
+	said, err := startBackground(c, "pool", args...)
+	switch {
+	case err != nil:
+		return err
+	case len(said) == 0:
+		return errors.New("the pool ended before its first shells stood ready")
+	case string(said) != poolReady:
+		return errors.New(strings.TrimSpace(string(said)))
+	}
+	return nil
 }
 
-// servePool owns the shells until it is told to stop.
-func servePool(c *cli.Context, ready func()) error {
+// servePool owns the shells until it is told to stop, and says to whoever started it that they stand ready, or what is wrong.
+func servePool(c *cli.Context) error {
+	parent := parentFile()
+	err := ownPool(c, func() {
+		io.WriteString(parent, poolReady)
+		settle(parent)
+	})
+	if err != nil {
+		fmt.Fprintln(parent, err) // to nobody, once it has said that it is ready
+	}
+	return err
+}
+
+// ownPool serves until it is told to stop, and calls ready once.
+func ownPool(c *cli.Context, ready func()) error {
 	host, err := sandboxHost(c)
 	if err != nil {
 		return err
