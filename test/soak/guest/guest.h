@@ -83,8 +83,11 @@ void *memset(void *at, int value, size_t bytes);
 
 /* Of start.S: what ring 0 does for ring 3. */
 enum { WAIT, POWER_OFF, PANIC };
-void ask(u32 what, u64 cpu);
-_Noreturn void fail(void); /* the machine panics: a device has broken its queue */
+void ask(u32 what, u64 with);
+/* fail ends the machine in a panic: a device has broken its queue, or is not what it has to be. The VMM's counter port_unclaimed then is the
+ * line of the source, or 1000 more than the vector of an exception. */
+#define fail() fail_at(__LINE__)
+_Noreturn void fail_at(u64 line);
 
 /* Each starts a driver, which does the rest in the serve of its device. */
 void start_net(struct device *d);

@@ -1,4 +1,5 @@
-/* Entry, tables, interrupts. The first processor comes here in 64-bit mode at ring 0, on page tables of the boot loader that map 1 GiB. */
+/* Entry, tables, interrupts. The first processor comes here in 64-bit mode at ring 0, on page tables of the boot loader that map 1 GiB. The
+ * second one is started by prepare. */
 
 	.set KERNEL_CODE, 0x10	/* as the boot loader's */
 	.set USER_DATA, 0x2b
@@ -13,9 +14,42 @@ _start:
 	mov $pml4, %eax
 	mov %rax, %cr3
 	mov $ring0_stacks + STACK, %esp
-	xor %edi, %edi
 	call prepare
 	xor %edi, %edi
+	jmp enter
+
+/* The second one's way from real mode; prepare copies it below 1 MiB. */
+	.globl second, second_end
+	.code16
+second:
+	lgdtl %cs:second_gdt - second
+	mov %cr4, %eax
+	or $0x20, %eax			/* PAE */
+	mov %eax, %cr4
+	mov $pml4, %eax
+	mov %eax, %cr3
+	mov $0xc0000080, %ecx		/* EFER */
+	xor %edx, %edx
+	mov $0x100, %eax		/* LME */
+	wrmsr
+	mov %cr0, %eax
+	or $0x80000001, %eax		/* PG, PE */
+	mov %eax, %cr0
+	ljmpl $KERNEL_CODE, $second_long
+second_gdt:
+	.word gdt_end - gdt - 1
+	.long gdt
+second_end:
+	.code64
+second_long:
+	mov $0x18, %eax
+	mov %eax, %ss
+	mov %eax, %ds
+	mov %eax, %es
+	mov $ring0_stacks + 2 * STACK, %esp
+	mov $LAPIC + 0xf0, %eax
+	movl $0x1ff, (%rax)
+	mov $1, %edi
 
 /* enter goes to ring 3 as processor %edi, whose ring-0 stack this is. */
 enter:
@@ -35,11 +69,11 @@ enter:
 	push $work
 	iretq
 
-/* int3 of ring 3: %eax says what for, %rdi is the processor. Interrupts are off. */
+/* int3 of ring 3: %eax says what for, %rdi is the processor, or with what. Interrupts are off. */
 trap:
 	cmp $1, %eax
 	je 1f
-	ja 2f
+	ja panic
 	cmpl $0, pending(, %rdi, 4)	/* one that came since ring 3 looked is not slept over */
 	jne 0f
 	sti
@@ -49,10 +83,19 @@ trap:
 	mov $0x34, %al
 	out %al, %dx
 	hlt
-2:	mov $0x505, %edx		/* pvpanic */
+	jmp 1b
+
+/* panic writes %edi times to a port that nobody has, for the VMM to count, and then to pvpanic. */
+panic:
+	mov $0x700, %edx
+1:	out %al, %dx
+	dec %edi
+	jnz 1b
+	mov $0x505, %edx
 	mov $1, %al
-	out %al, %dx
+2:	out %al, %dx
 	hlt
+	jmp 2b
 
 /* An exception is a mistake of this program, or of who runs it. */
 	.set vector, 0
@@ -64,8 +107,8 @@ exceptions:
 	.if vector == 3
 	jmp trap
 	.else
-	mov $vector, %edi
-	jmp 2b
+	mov $1000 + vector, %edi
+	jmp panic
 	.endif
 	.set vector, vector + 1
 	.endr

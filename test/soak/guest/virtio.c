@@ -25,10 +25,10 @@ static u64 claimed;
 
 void *claim(u64 size)
 {
-	void *at = pages + claimed;
-	claimed += (size + PAGE - 1) & ~(u64)(PAGE - 1);
-	if (claimed > sizeof pages) fail();
-	return at;
+	size = (size + PAGE - 1) & ~(u64)(PAGE - 1);
+	u64 at = __atomic_fetch_add(&claimed, size, __ATOMIC_RELAXED);
+	if (at + size > sizeof pages) fail();
+	return pages + at;
 }
 
 u32 load(volatile u8 *regs, u32 offset) { return *(volatile u32 *)(regs + offset); }
