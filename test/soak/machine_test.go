@@ -88,8 +88,22 @@ type machine struct {
 	read sync.WaitGroup // of logs
 }
 
-// start launches a machine as package sandbox does. Its devices have what lie says in place of what is right.
-func start(t *testing.T, vcpus int, lie lies) *machine {
+// asleep is a snapshot of a machine, with its disk.
+type asleep struct {
+	state, memory *os.File
+	disk          []byte
+	goesOn        bool // the machine did not stop for it
+}
+
+// close gives its files back.
+func (s asleep) close() { s.state.Close(); s.memory.Close() }
+
+// again opens a file of a snapshot for another process.
+func again(f *os.File) (*os.File, error) { return os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd())) }
+
+// start launches a machine as package sandbox does. Its devices have what lie says in place of what is right. It continues from a
+// snapshot, or boots if that is nil.
+func start(t *testing.T, vcpus int, lie lies, from *asleep) *machine {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -119,11 +133,18 @@ func start(t *testing.T, vcpus int, lie lies) *machine {
 		Boot: api.Boot{Initrd: api.NoFile, Cmdline: fmt.Sprintf("cpus=%d", vcpus)},
 	}
 	add(os.OpenFile("/dev/kvm", os.O_RDWR, 0))
-	c.Boot.Kernel = add(os.Open(kernel))
+	content := make([]byte, diskSize)
+	if from == nil {
+		c.Boot.Kernel = add(os.Open(kernel))
+	} else {
+		c.Boot.Kernel = api.NoFile
+		c.Restore = &api.Restore{State: add(again(from.state)), Memory: add(again(from.memory)), Hot: api.NoFile}
+		content = from.disk
+	}
 	c.Entropy = add(os.Open(lie.entropy()))
 
 	disk, image, pmem := filepath.Join(dir, "disk"), filepath.Join(dir, "image"), filepath.Join(dir, "pmem")
-	must(os.WriteFile(disk, make([]byte, diskSize), 0o600))
+	must(os.WriteFile(disk, content, 0o600))
 	must(os.WriteFile(image, pattern(diskSize, lie == lieImage), 0o600))
 	must(os.WriteFile(pmem, pattern(2<<20, lie == liePmem), 0o600))
 	c.Disks = []api.Disk{{File: add(os.OpenFile(disk, os.O_RDWR, 0)), ID: "disk"}, {File: add(os.Open(image)), ID: "image", ReadOnly: true}}

@@ -37,23 +37,18 @@ type running struct {
 	*machine
 	guest net.Conn // the guest's own connection
 	still []string // what was last without a new round
+	woken bool
 	peers sync.WaitGroup
 }
 
-func run(t *testing.T, vcpus int, lie lies, limit time.Duration) *running {
+// run starts a machine, from a snapshot unless that is nil, and its peers.
+func run(t *testing.T, vcpus int, lie lies, from *asleep, limit time.Duration) *running {
 	t.Helper()
 	testenv.Require(t, testenv.KVM, testenv.Root)
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
-	r := &running{machine: start(t, vcpus, lie)}
+	r := &running{machine: start(t, vcpus, lie, from), woken: from != nil}
 	context.AfterFunc(ctx, func() { r.process.Kill() })
-	for name, peer := range r.machine.peers(ctx, lie) {
-		r.peers.Go(func() {
-			if err := peer(); err != nil && !r.over.Load() {
-				t.Errorf("%s: %v", name, err)
-			}
-		})
-	}
 	t.Cleanup(func() {
 		r.over.Store(true)
 		r.process.Kill()
@@ -64,7 +59,15 @@ func run(t *testing.T, vcpus int, lie lies, limit time.Duration) *running {
 	r.event(api.EventStarted)
 	var err error
 	if r.guest, err = r.calls[controlPort].Accept(); err != nil {
-		t.Fatalf("the guest does not call: %v", err)
+		r.process.Kill()
+		t.Fatalf("the guest does not call: %v; the VMM: %v", err, <-r.ended)
+	}
+	for name, peer := range r.machine.peers(ctx, lie, r.woken) {
+		r.peers.Go(func() {
+			if err := peer(); err != nil && !r.over.Load() {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
 	}
 	t.Cleanup(func() { r.guest.Close() })
 	return r
@@ -73,7 +76,7 @@ func run(t *testing.T, vcpus int, lie lies, limit time.Duration) *running {
 // says is the guest's report.
 func (r *running) says() [works]work {
 	r.t.Helper()
-	list, err := report(r.guest)
+	list, err := report(r.guest, r.woken)
 	if err != nil {
 		r.process.Kill()
 		r.t.Fatalf("the guest does not answer: %v; the VMM: %v; without a new round: %v", err, <-r.ended, r.still)
@@ -100,12 +103,39 @@ func (r *running) finish() {
 // rounds of every kind to the end.
 func TestSoak(t *testing.T) {
 	d := duration(t)
-	r := run(t, 2, noLie, d+patience)
-	began, last, laps := time.Now(), [works]work{}, 0
+	r := run(t, 2, noLie, nil, d+patience)
+	r.work(d)
+	r.finish()
+}
+
+// TestSoakWoken is TestSoak for a machine that has woken up, which is saved while it runs.
+func TestSoakWoken(t *testing.T) {
+	d := duration(t)
+	r := run(t, 2, noLie, nil, patience)
+	r.disturb(0)
+	from := r.save(false)
+	defer from.close()
+	from.disk = make([]byte, diskSize)
+	if _, err := r.disk.ReadAt(from.disk, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := from.memory.Truncate(memory); err != nil {
+		t.Fatal(err)
+	}
+	r.ask(api.Request{Op: api.OpResume})
+	r.finish()
+	r = run(t, 2, noLie, &from, d+patience)
+	r.work(d)
+	r.finish()
+}
+
+// work keeps the machine at it for that long, and judges what the guest says of it.
+func (r *running) work(d time.Duration) {
+	began, last, laps := time.Now(), r.says(), 0
 	for n := 0; ; n++ { // the last lap may end a little after d
 		r.disturb(n)
 		now := r.says()
-		if r.still = idle(last, now); len(r.still) > 0 {
+		if r.still = r.idle(last, now); len(r.still) > 0 {
 			continue
 		}
 		if last, laps = now, laps+1; time.Since(began) > d {
@@ -113,25 +143,24 @@ func TestSoak(t *testing.T) {
 		}
 	}
 	took := time.Since(began).Seconds()
-	t.Logf("%d times a new round of each kind", laps)
+	r.t.Logf("%d times a new round of each kind", laps)
 	for _, w := range r.says() {
-		t.Logf("%-8s %9d rounds %10d requests, %8.0f a second", w.name(), w.Rounds, w.Requests, float64(w.Requests)/took)
+		r.t.Logf("%-8s %9d rounds %10d requests, %8.0f a second", w.name(), w.Rounds, w.Requests, float64(w.Requests)/took)
 		if w.Mismatches != 0 {
-			t.Errorf("%s: %d mismatches, the first %#x", w.name(), w.Mismatches, w.Detail)
+			r.t.Errorf("%s: %d mismatches, the first %#x", w.name(), w.Mismatches, w.Detail)
 		}
 	}
 	for device, counters := range r.ask(api.Request{Op: api.OpStats}).Counters {
 		if counters["transport_failures"] != 0 || counters["transport_panics"] != 0 {
-			t.Errorf("%s: %v", device, counters)
+			r.t.Errorf("%s: %v", device, counters)
 		}
 	}
-	r.finish()
 }
 
 // idle are the kinds of work without a round since an earlier report.
-func idle(since, now [works]work) (names []string) {
+func (r *running) idle(since, now [works]work) (names []string) {
 	for i, w := range now {
-		if w.Rounds == since[i].Rounds {
+		if w.Rounds == since[i].Rounds && !(r.woken && w.name() == "console") {
 			names = append(names, w.name())
 		}
 	}
@@ -146,8 +175,12 @@ func (r *running) disturb(n int) {
 	r.ask(api.Request{Op: api.OpBalloon, Bytes: int64(n*7%8) * balloonMost / 8})
 	r.ask(api.Request{Op: api.OpStats})
 	switch {
-	case n%64 == 0:
-		r.save()
+	case n%64 == 1:
+		s := r.save(true)
+		s.close()
+		if s.goesOn {
+			return
+		}
 	case n%4 == 0:
 		r.ask(api.Request{Op: api.OpPause})
 	default:
@@ -156,32 +189,31 @@ func (r *running) disturb(n int) {
 	r.ask(api.Request{Op: api.OpResume})
 }
 
-// save takes a snapshot, which is looked at no further.
-func (r *running) save() {
-	r.ask(api.Request{Op: api.OpTrack})
-	var files []*os.File
-	for _, name := range []string{"state", "memory"} {
+// save takes a snapshot, after which the machine stands still, unless it is said to go on. A machine that woke up is saved while it runs.
+func (r *running) save(goOn bool) (s asleep) {
+	for name, f := range map[string]**os.File{"state": &s.state, "memory": &s.memory} {
 		fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		f := os.NewFile(uintptr(fd), name)
-		defer f.Close()
-		files = append(files, f)
+		*f = os.NewFile(uintptr(fd), name)
 	}
-	r.ask(api.Request{Op: api.OpSave}, files...)
-	for _, f := range files {
+	r.ask(api.Request{Op: api.OpTrack})
+	reply := r.ask(api.Request{Op: api.OpSave, Live: true, GoOn: goOn}, s.state, s.memory)
+	s.goesOn = reply.Saved.GoesOn
+	for _, f := range []*os.File{s.state, s.memory} {
 		if st, err := f.Stat(); err != nil || st.Size() == 0 {
 			r.t.Errorf("snapshot's %s: %v, %v", f.Name(), st, err)
 		}
 	}
+	return s
 }
 
 // TestSoakNotices gives the guest something wrong on one device at a time: it must say so of that one and of no other.
 func TestSoakNotices(t *testing.T) {
 	for _, lie := range []lies{lieDisk, lieImage, lieRNG, lieTyped, lieStream, liePmem, lieNet} {
 		t.Run(string(lie), func(t *testing.T) {
-			r := run(t, 1, lie, patience)
+			r := run(t, 1, lie, nil, patience)
 			for noticed := false; !noticed; {
 				for _, w := range r.says() {
 					noticed = noticed || w.name() == string(lie) && w.Mismatches > 0

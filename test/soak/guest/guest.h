@@ -24,6 +24,7 @@ enum { DISK, IMAGE, RNG, CONSOLE, STREAMS, ECHOES, BALLOON, REPORTING, STATISTIC
 struct report {
 	u64 magic; /* REPORT_MAGIC */
 	u64 count; /* WORKS */
+	u64 wakes; /* how often the guest was told that it had been a snapshot */
 	struct work works[WORKS];
 };
 

@@ -13,7 +13,7 @@ extern u8 exceptions[], interrupts[], ring0_stacks[], second[], second_end[];
 extern volatile u8 fired[];
 extern volatile u32 pending[];
 
-struct report report = {REPORT_MAGIC, WORKS, {
+struct report report = {REPORT_MAGIC, WORKS, 0, {
 	[DISK] = {.name = "disk"}, [IMAGE] = {.name = "image"}, [RNG] = {.name = "rng"}, [CONSOLE] = {.name = "console"},
 	[STREAMS] = {.name = "streams"}, [ECHOES] = {.name = "echoes"}, [BALLOON] = {.name = "balloon"},
 	[REPORTING] = {.name = "free"}, [STATISTICS] = {.name = "stats"}, [PMEM] = {.name = "pmem"}, [NET] = {.name = "net"},
