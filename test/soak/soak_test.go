@@ -23,7 +23,7 @@ const patience = 2 * time.Minute
 func duration(t *testing.T) time.Duration {
 	text := os.Getenv("SOAK")
 	if text == "" {
-		return 10 * time.Second
+		return 5 * time.Second
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil {
