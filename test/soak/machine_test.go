@@ -37,9 +37,12 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// vmm makes spore-vmm as `make build` does, once for all tests, and guest the program of the directory of that name.
+// vmm makes spore-vmm as `make build` does, once for all tests, unless SPORE_BIN has one; guest the program of the directory of that name.
 var (
 	vmm = sync.OnceValues(func() (string, error) {
+		if bin := os.Getenv("SPORE_BIN"); bin != "" {
+			return filepath.Join(bin, "spore-vmm"), nil
+		}
 		return compile("spore-vmm", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", "spore-vmm", "spore/cmd/spore-vmm")
 	})
 	guest = sync.OnceValues(func() (string, error) { return compile("guest", "guest/build.sh", "guest") })

@@ -33,6 +33,7 @@ second:
 	mov $0x100, %eax		/* LME */
 	wrmsr
 	mov %cr0, %eax
+	and $0x9fffffff, %eax		/* caches on */
 	or $0x80000001, %eax		/* PG, PE */
 	mov %eax, %cr0
 	ljmpl $KERNEL_CODE, $second_long
