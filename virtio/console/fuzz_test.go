@@ -14,13 +14,13 @@ import (
 func FuzzConsole(f *testing.F) {
 	f.Add([]byte("\x00\x00\x00\x00\x05\x00\x00\x00"), []byte("\x00\x02\x00\x00\x05\x00\x00\x00"), []byte("hello"))
 	f.Add([]byte("\x00\x01\x00\x00\x02\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00"), []byte("\x02\x02\x00\x00\x00\x00\x00\x00"), []byte("hello"))
-	f.Add([]byte("\x00\x00\x00\x00\x00\x00\x10\x00"), []byte("\x06\x02\x00\x00\x05\x00\x00\x00"), []byte("x"))
+	f.Add([]byte("\x00\x00\x00\x00\x00\x80\x00\x00"), []byte("\x06\x02\x00\x00\x05\x00\x00\x00"), []byte("x"))
+	fuzzer := virtiotest.NewFuzzer(f)
 	f.Fuzz(func(t *testing.T, transmit, receive, content []byte) {
 		out := &screen{}
-		d := virtiotest.NewDriver(t, console.New(console.Config{
+		d := fuzzer.Driver(t, console.New(console.Config{
 			Output: out, Input: strings.NewReader("typed"), Now: func() time.Time { return time.Unix(0, 0) },
 		}))
-		d.Negotiate(virtiotest.All)
 		for _, u := range d.Fuzz(1, transmit, content) {
 			if u.Len != 0 {
 				t.Errorf("%d bytes written into output", u.Len)

@@ -392,11 +392,14 @@ func FuzzNetTx(f *testing.F) {
 	f.Add(two, with(hdr(needsCsum, 0, 0, 0, 210, 16), frame(200, 0)))
 	f.Add(desc(0, 0, 5), plain)
 	f.Add(append(desc(0, virtiotest.Next, 212), desc(2, virtiotest.Write, 200)...), with(plain, frame(200, 0)))
+	fuzzer := virtiotest.NewFuzzer(f)
 	f.Fuzz(func(t *testing.T, program, content []byte) {
-		m := start(t, Config{Offload: true, MTU: 1500}, virtiotest.All)
+		dev, tap := newDevice(t, Config{Offload: true, MTU: 1500})
+		m := machine{fuzzer.Driver(t, dev), dev, tap}
 		m.Fuzz(transmitQueue, program, content)
 		checkSent(t, m.tap)
 		if !m.NeedsReset() {
+			m.Resume()
 			use(t, m)
 		}
 	})

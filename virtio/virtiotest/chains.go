@@ -113,21 +113,14 @@ func oneSided(t *testing.T, c Case, q int, write uint16) {
 func (d *Driver) through(q int, writable span) []Used {
 	d.T.Helper()
 	before := d.shadow(writable)
-	d.resume()
+	d.Resume()
 	used := d.WaitUsed(q, 1)
 	d.Pause()
 	if d.shadow(writable) != before {
 		d.T.Error("memory that is not the device's has changed")
 	}
-	d.resume()
+	d.Resume()
 	return used
-}
-
-func (d *Driver) resume() {
-	d.T.Helper()
-	if err := d.Bus.Resume(); err != nil {
-		d.T.Fatal(err)
-	}
 }
 
 // lazily puts every malformed chain that fits into the ring of a queue whose chains the device takes when it
@@ -143,11 +136,11 @@ func lazily(t *testing.T, c Case, q int) {
 		}
 	}
 	before := d.shadow()
-	d.resume()
+	d.Resume()
 	d.Kick(q)
 	d.Pause()
 	d.put16(d.rings[q].avail+2, d.rings[q].availIdx+d.rings[q].size+1)
-	d.resume()
+	d.Resume()
 	d.Kick(q)
 	d.Pause()
 	r := d.rings[q]
@@ -155,7 +148,7 @@ func lazily(t *testing.T, c Case, q int) {
 	if d.shadow() != before {
 		t.Error("memory outside the used rings has changed")
 	}
-	d.resume()
+	d.Resume()
 	good(t, c, d)
 }
 
@@ -168,7 +161,7 @@ func (d *Driver) shadow(except ...span) uint64 {
 	d.T.Helper()
 	except = slices.Clone(except)
 	for _, r := range d.rings {
-		except = append(except, span{r.avail + 4 + 2*guestmem.GPA(r.size), r.used + ringStride/2})
+		except = append(except, span{r.avail + 4 + 2*guestmem.GPA(r.size), r.used + d.at.stride/2})
 	}
 	slices.SortFunc(except, func(a, b span) int { return cmp.Compare(a.from, b.from) })
 	var h maphash.Hash

@@ -21,7 +21,7 @@ import (
 // Limit ends a wait for the device. It only has to end: a loaded machine under the race detector is slow.
 const Limit = 2 * time.Minute
 
-// Where things are in the driver's memory: rings at the bottom, buffers above, a hole, and more RAM.
+// Where things are in the suite's memory: rings at the bottom, buffers above, a hole, and more RAM.
 const (
 	lowSize    = 2 << 20
 	highBase   = 16 << 20
@@ -32,6 +32,15 @@ const (
 	ringSize   = 64 // descriptors, or the device's maximum if that is less
 )
 
+// layout is where things are in a driver's memory.
+type layout struct {
+	low, high     int          // bytes from 0, and from highBase
+	rings, stride guestmem.GPA // the first queue's rings, and how far it is to the next one's
+	buffers       guestmem.GPA // from here to the end of low memory
+}
+
+var suiteLayout = layout{low: lowSize, high: highSize, rings: ringBase, stride: ringStride, buffers: bufferBase}
+
 // Driver is a guest's driver of one device. It belongs to the test's goroutine.
 type Driver struct {
 	T   *testing.T
@@ -40,6 +49,7 @@ type Driver struct {
 	Bus *mmio.Transport
 
 	Features uint64 // negotiated
+	at       layout
 	rings    []*ring
 	kicks    []*os.File
 	buffers  guestmem.GPA // next free address for buffers
@@ -88,37 +98,49 @@ type Used struct {
 // NewDriver makes a driver with memory of its own for a device that is reset.
 func NewDriver(t *testing.T, dev virtio.Device) *Driver {
 	t.Helper()
-	low, err := guestmem.MapAnon(lowSize)
-	if err != nil {
-		t.Fatal(err)
-	}
-	high, err := guestmem.MapAnon(highSize)
-	if err != nil {
-		t.Fatal(err)
-	}
-	mem, err := guestmem.New(guestmem.Region{Host: low}, guestmem.Region{Base: highBase, Host: high})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := newDriver(t, dev, mem)
-	t.Cleanup(func() {
-		d.Close()
-		guestmem.Unmap(low)
-		guestmem.Unmap(high)
-	})
+	mem := newMemory(t, suiteLayout)
+	d := newDriver(t, dev, mem, suiteLayout, newKicks(t, len(dev.QueueSizes())))
+	t.Cleanup(d.Close)
 	return d
 }
 
-// newDriver makes a driver over memory that exists.
-func newDriver(t *testing.T, dev virtio.Device, mem *guestmem.Memory) *Driver {
-	d := &Driver{T: t, Mem: mem, Dev: dev, buffers: bufferBase, seed: maphash.MakeSeed(), raised: make(chan struct{}, 1)}
-	for range dev.QueueSizes() {
+// newMemory maps memory until the test ends.
+func newMemory(t testing.TB, at layout) *guestmem.Memory {
+	t.Helper()
+	regions := []guestmem.Region{{}, {Base: highBase}}
+	for i, size := range []int{at.low, at.high} {
+		host, err := guestmem.MapAnon(size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { guestmem.Unmap(host) })
+		regions[i].Host = host
+	}
+	mem, err := guestmem.New(regions...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mem
+}
+
+// newKicks makes eventfds that are there until the test ends.
+func newKicks(t testing.TB, n int) (kicks []*os.File) {
+	t.Helper()
+	for range n {
 		fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.kicks = append(d.kicks, os.NewFile(uintptr(fd), "kick"))
+		kick := os.NewFile(uintptr(fd), "kick")
+		t.Cleanup(func() { kick.Close() })
+		kicks = append(kicks, kick)
 	}
+	return kicks
+}
+
+// newDriver makes a driver over memory and eventfds that exist.
+func newDriver(t *testing.T, dev virtio.Device, mem *guestmem.Memory, at layout, kicks []*os.File) *Driver {
+	d := &Driver{T: t, Mem: mem, Dev: dev, at: at, kicks: kicks, buffers: at.buffers, seed: maphash.MakeSeed(), raised: make(chan struct{}, 1)}
 	d.Bus = mmio.New(mmio.Config{
 		Device: dev, Mem: mem, Interrupt: d.interrupt, Kick: func(q int) *os.File { return d.kicks[q] },
 	})
@@ -130,10 +152,6 @@ func (d *Driver) Close() {
 	if err := d.Bus.Close(); err != nil {
 		d.T.Error(err)
 	}
-	for _, k := range d.kicks {
-		k.Close()
-	}
-	d.kicks = nil
 }
 
 func (d *Driver) interrupt() {
@@ -150,8 +168,8 @@ func (d *Driver) Interrupts() uint64 { return d.count.Load() }
 // Alloc reserves n bytes of guest memory for a buffer.
 func (d *Driver) Alloc(n int) guestmem.GPA {
 	a := d.buffers
-	if a+guestmem.GPA(n) > lowSize {
-		a = bufferBase
+	if a+guestmem.GPA(n) > guestmem.GPA(d.at.low) {
+		a = d.at.buffers
 	}
 	d.buffers = (a + guestmem.GPA(n) + 63) &^ 63
 	return a
@@ -324,6 +342,14 @@ func (d *Driver) Pause() {
 	d.T.Helper()
 	d.Bus.PauseSoon() // as a machine does
 	if err := d.Bus.Pause(context.Background()); err != nil {
+		d.T.Fatal(err)
+	}
+}
+
+// Resume lets the device go on.
+func (d *Driver) Resume() {
+	d.T.Helper()
+	if err := d.Bus.Resume(); err != nil {
 		d.T.Fatal(err)
 	}
 }

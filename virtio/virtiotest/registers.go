@@ -77,9 +77,9 @@ func (d *Driver) NegotiateFeatures(mask uint64) {
 const All = ^uint64(0)
 
 func (d *Driver) setUpQueue(i int, size uint16) {
-	base := guestmem.GPA(ringBase + i*ringStride)
-	r := &ring{size: size, desc: base, avail: base + 0x4000, used: base + 0x8000, writable: map[uint16]uint64{}}
-	zero := make([]byte, ringStride)
+	base := d.at.rings + guestmem.GPA(i)*d.at.stride
+	r := &ring{size: size, desc: base, avail: base + d.at.stride/4, used: base + d.at.stride/2, writable: map[uint16]uint64{}}
+	zero := make([]byte, d.at.stride)
 	if err := d.Mem.WriteAt(zero, base); err != nil {
 		d.T.Fatal(err)
 	}
@@ -96,5 +96,5 @@ func (d *Driver) setUpQueue(i int, size uint16) {
 // Reset resets the device; everything negotiated is forgotten.
 func (d *Driver) Reset() {
 	d.Write(RegStatus, 0)
-	d.rings, d.buffers = nil, bufferBase
+	d.rings, d.buffers = nil, d.at.buffers
 }

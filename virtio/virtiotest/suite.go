@@ -89,7 +89,7 @@ func life(t *testing.T, c Case) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	twin := newDriver(t, c.New(t), d.Mem)
+	twin := newDriver(t, c.New(t), d.Mem, d.at, newKicks(t, len(d.kicks)))
 	defer twin.Close()
 	twin.rings, twin.Features, twin.buffers = d.rings, d.Features, d.buffers
 	if err := twin.Bus.LoadState(state); err != nil {
