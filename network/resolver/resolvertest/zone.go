@@ -18,20 +18,27 @@ type Zone struct {
 
 // Add adds records in master-file form, "example.org. 60 IN A 192.0.2.1".
 func (z *Zone) Add(records ...string) error {
-	z.mu.Lock()
-	defer z.mu.Unlock()
 	for _, text := range records {
 		r, err := dns.NewRR(text)
 		if err != nil || r == nil {
 			return fmt.Errorf("add record %q: %w", text, err)
 		}
-		if z.records == nil {
-			z.records = map[string][]dns.RR{}
-		}
+		z.Put(r)
+	}
+	return nil
+}
+
+// Put adds records that have been read, and only reads them.
+func (z *Zone) Put(records ...dns.RR) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if z.records == nil {
+		z.records = map[string][]dns.RR{}
+	}
+	for _, r := range records {
 		name := strings.ToLower(r.Header().Name)
 		z.records[name] = append(z.records[name], r)
 	}
-	return nil
 }
 
 // Set replaces all records of an owner.
