@@ -245,6 +245,15 @@ func (w *World) Asked() []netip.AddrPort {
 	return append([]netip.AddrPort(nil), w.asked...)
 }
 
+// TakeAsked is Asked, of what was dialled since the last call.
+func (w *World) TakeAsked() []netip.AddrPort {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	asked := w.asked
+	w.asked = nil
+	return asked
+}
+
 // ErrNobody is what dialling an address ends in that has no server.
 var ErrNobody error = unix.ECONNREFUSED
 
