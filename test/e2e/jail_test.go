@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -65,86 +64,275 @@ func (u *user) groupOf(ref string) string {
 	return filepath.Join("/sys/fs/cgroup/spore", path)
 }
 
-// TestJAIL12 kills a process of Spore's at a random moment of a sandbox's life, round after round (KILL_ROUNDS): after
-// the next command nothing may be left of it.
+// life is a part of a sandbox's life that TestJAIL12 kills in: a command of Spore's, after others that are left alone. In all of them
+// NAME is the sandbox and NET its network.
+type life struct {
+	before  string
+	command string
+	took    time.Duration // the command, when nobody is killed
+}
+
+const (
+	killedCreate = "create --name NAME --network NET " + image + " sleep 600"
+	killedRun    = "run --name NAME --network NET "
+)
+
+var lives = []*life{
+	{command: killedRun + image + " sleep 2"},
+	{command: killedCreate},
+	{before: killedCreate, command: "start NAME"},
+	{before: killedRun + "-d " + image + " sleep 600", command: "stop --time 2s NAME"},
+	{before: killedRun + "-d " + image + " sleep 600", command: "rm --force NAME"},
+	{before: killedCreate, command: "rm NAME"},
+}
+
+// TestJAIL12 kills a process of Spore's, whichever, at a random moment of a part of a sandbox's life, round after round (KILL_ROUNDS):
+// after the next command nothing is left of what does not run, and the sandbox is whole or gone. It looks at the whole machine.
 func TestJAIL12(t *testing.T) {
 	testenv.Require(t, testenv.Cgroup2)
 	u := newUser(t)
 	rounds, err := strconv.Atoi(os.Getenv("KILL_ROUNDS"))
 	if err != nil {
-		rounds = 5
+		rounds = len(lives)
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("%d rounds, seed %d", rounds, seed)
 	random := rand.New(rand.NewPCG(seed, 0))
+	k := &killing{user: u, random: random, there: u.there(), killed: map[string]int{}}
+	for i, l := range lives { // also makes what is made once: templates, the record of a network
+		k.begin(l, "undisturbed", networks[i%len(networks)])
+		began := time.Now()
+		u.must(k.args(l.command)...)
+		l.took = time.Since(began)
+		k.end()
+	}
 	for round := range rounds {
-		u.killOnce(fmt.Sprintf("killed-%d", round), random)
+		l := lives[round%len(lives)]
+		k.begin(l, fmt.Sprintf("killed-%d", round), networks[random.IntN(len(networks))])
+		pid, victim := k.kill(l)
+		k.look(l, pid)
+		k.end()
 		if t.Failed() {
-			t.Fatalf("round %d", round)
+			t.Fatalf("round %d: %s on %s, killed %q", round, l.command, k.network, victim)
 		}
 		if (round+1)%50 == 0 {
-			t.Logf("%d rounds, nothing left", round+1)
+			t.Logf("%d rounds, nothing left; killed %v", round+1, k.killed)
 		}
 	}
 }
 
-// killOnce starts a sandbox, kills its supervisor or its VMM, and looks for what is left after the next command.
-func (u *user) killOnce(name string, random *rand.Rand) {
-	u.t.Helper()
+// networks are those that the killed sandboxes are on, one of each data path.
+var networks = []string{"none", "internal:killed", "nat"}
+
+// killing is the rounds of TestJAIL12. name and network are this round's.
+type killing struct {
+	*user
+	random        *rand.Rand
+	there         map[string]bool // before the first round
+	killed        map[string]int  // how many, by the name of the process
+	name, network string
+}
+
+func (k *killing) args(command string) []string {
+	return strings.Fields(strings.NewReplacer("NAME", k.name, "NET", k.network).Replace(command))
+}
+
+// begin does what comes before.
+func (k *killing) begin(l *life, name, network string) {
+	k.t.Helper()
+	k.name, k.network = name, network
+	if l.before != "" {
+		k.must(k.args(l.before)...)
+	}
+}
+
+// kill starts the command, kills one of Spore's processes at some moment and returns which, 0 if none was there any more.
+func (k *killing) kill(l *life) (pid int, name string) {
+	k.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 	defer cancel()
-	cmd := u.command(ctx, "run", "--name", name, image, "sleep", "2")
+	cmd := k.command(ctx, k.args(l.command)...)
 	cmd.Stdout, cmd.Stderr = io.Discard, io.Discard
 	if err := cmd.Start(); err != nil {
-		u.t.Fatal(err)
+		k.t.Fatal(err)
 	}
-	time.Sleep(time.Duration(random.IntN(5000)) * time.Millisecond) // any moment of its life, not a wait for anything
-	if vmm := u.vmmIn(name); vmm > 0 && random.IntN(2) == 0 {
-		unix.Kill(vmm, unix.SIGKILL) // it may just have ended
-	} else {
-		cmd.Process.Kill()
+	time.Sleep(time.Duration(k.random.Int64N(int64(l.took) * 5 / 4))) // any moment of it, not a wait for anything
+	var pids []int
+	processes := k.processes()
+	for pid := range processes {
+		pids = append(pids, pid)
+	}
+	if len(pids) > 0 {
+		slices.Sort(pids)
+		pid = pids[k.random.IntN(len(pids))]
+		name = processes[pid]
+		unix.Kill(pid, unix.SIGKILL) // it may just have ended
 	}
 	cmd.Wait()
-	next := u.run("ls", "--all")
-	if left := u.left(); left != "" {
-		u.t.Errorf("left: %s\nafter spore ls, code %d:\n%s%s", left, next.code, next.stdout, next.stderr)
-	}
-	u.run("rm", "--force", name)
+	k.killed[name]++
+	return pid, name
 }
 
-// vmmIn is the process number in the record of a sandbox, 0 if there is none yet.
-func (u *user) vmmIn(name string) int {
+// look holds what is there after the next command to what the record says.
+func (k *killing) look(l *life, pid int) {
+	k.t.Helper()
+	status, vmm := k.status()
+	if status == "running" && vmm == pid {
+		k.run("wait", k.name) // its supervisor lives, and is about to see what happened
+		status, _ = k.status()
+	}
+	next := k.run("ls", "--all")
+	switch status {
+	case "starting", "running": // as it should: who was killed was not of it
+	case "created", "exited":
+		k.nothingLeft(next)
+		if r := k.run("start", k.name); r.code != 0 {
+			k.t.Errorf("a sandbox that is %s does not start: %+v", status, r)
+		}
+	case "":
+		k.nothingLeft(next)
+		if l.before != "" && !strings.HasPrefix(l.command, "rm") {
+			k.t.Errorf("the sandbox is gone")
+		}
+	default:
+		k.t.Errorf("the sandbox is %q", status)
+	}
+}
+
+// status is what the record says, and its VMM; "" if there is no record.
+func (k *killing) status() (status string, vmm int) {
+	k.t.Helper()
 	var all []struct {
-		VMM int `json:"vmm_pid"`
+		Status string
+		VMM    int `json:"vmm_pid"`
 	}
-	r := u.run("inspect", name)
-	if json.Unmarshal([]byte(r.stdout), &all) != nil || len(all) == 0 {
-		return 0
+	r := k.run("inspect", k.name)
+	if r.code != 0 && strings.Contains(r.stderr, "no such sandbox") {
+		return "", 0
 	}
-	return all[0].VMM
+	if err := json.Unmarshal([]byte(r.stdout), &all); err != nil || len(all) != 1 {
+		k.t.Fatalf("inspect: %v, %+v", err, r)
+	}
+	return all[0].Status, all[0].VMM
 }
 
-// left names what is still there of sandboxes that have ended.
-func (u *user) left() string {
-	var all []string
-	groups, err := os.ReadDir("/sys/fs/cgroup/spore")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		u.t.Fatal(err)
+// end removes what there is of the sandbox. Nothing may be left, of its files neither.
+func (k *killing) end() {
+	k.t.Helper()
+	next := k.run("rm", "--force", k.name)
+	if status, _ := k.status(); next.code != 0 || status != "" {
+		k.t.Errorf("it is not removed but %q: %+v", status, next)
 	}
-	for _, g := range groups {
-		if g.IsDir() {
-			all = append(all, "cgroup "+g.Name())
+	k.nothingLeft(next)
+	files, err := os.ReadDir(filepath.Join(k.state, "sandboxes"))
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	for _, f := range files {
+		if f.Name() != "lock" {
+			k.t.Errorf("left: file sandboxes/%s", f.Name())
 		}
 	}
-	commands, err := filepath.Glob("/proc/[0-9]*/comm")
-	if err != nil {
-		u.t.Fatal(err)
+}
+
+// nothingLeft fails the test if there is something on the machine that was not there before the first round. A supervisor that was not
+// killed is given the time to end.
+func (k *killing) nothingLeft(next result) {
+	k.t.Helper()
+	for pid, name := range k.processes() {
+		if name == "spore" {
+			k.await(pid)
+		}
 	}
-	for _, c := range commands {
-		if b, err := os.ReadFile(c); err == nil && slices.Contains([]string{"spore-vmm", "spore-net"}, strings.TrimSpace(string(b))) {
-			state, _ := os.ReadFile(filepath.Join(filepath.Dir(c), "status"))
-			where, _ := os.ReadFile(filepath.Join(filepath.Dir(c), "wchan"))
-			all = append(all, fmt.Sprintf("%s in %s\n%s", filepath.Dir(c), where, state))
+	var left []string
+	for what := range k.user.there() {
+		if !k.there[what] {
+			left = append(left, what)
+		}
+	}
+	if slices.Sort(left); left != nil {
+		k.t.Errorf("left: %s\nafter code %d:\n%s%s", strings.Join(left, ", "), next.code, next.stdout, next.stderr)
+	}
+}
+
+// await waits for a process's end, a minute at most.
+func (k *killing) await(pid int) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return // it has ended
+	}
+	defer unix.Close(fd)
+	unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60_000)
+}
+
+// processes are Spore's own that live and were not there before, by number.
+func (k *killing) processes() map[int]string {
+	k.t.Helper()
+	found := map[int]string{}
+	for what := range k.user.there() {
+		var pid int
+		var name string
+		if n, _ := fmt.Sscanf(what, "process %d %s", &pid, &name); n == 2 && !k.there[what] {
+			found[pid] = name
+		}
+	}
+	return found
+}
+
+// there is what Spore could leave on the machine, in words: processes that live, cgroups, mounts, namespaces, interfaces, locks, and
+// files half made or half removed.
+func (u *user) there() map[string]bool {
+	u.t.Helper()
+	all := map[string]bool{}
+	each := func(pattern string, f func(path string)) {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			u.t.Fatal(err)
+		}
+		for _, path := range paths {
+			f(path)
+		}
+	}
+	lines := func(path string, f func(fields []string)) {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			u.t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			f(strings.Fields(line))
+		}
+	}
+	each("/proc/[0-9]*/stat", func(path string) {
+		b, err := os.ReadFile(path)
+		pid, rest, _ := strings.Cut(string(b), " (")
+		if name, rest, _ := strings.Cut(rest, ") "); err == nil && strings.HasPrefix(name, "spore") && !strings.HasPrefix(rest, "Z") {
+			all["process "+pid+" "+name] = true
+		}
+	})
+	each("/proc/[0-9]*/ns/*", func(path string) {
+		if ns, err := os.Readlink(path); err == nil {
+			all["namespace "+ns] = true
+		}
+	})
+	each("/sys/fs/cgroup/spore/*/cgroup.procs", func(path string) { all["cgroup "+filepath.Base(filepath.Dir(path))] = true })
+	each("/sys/class/net/*", func(path string) { all["interface "+filepath.Base(path)] = true })
+	lines("/proc/self/mountinfo", func(f []string) { all["mount "+f[4]] = true })
+	lines("/proc/locks", func(f []string) { all["lock "+strings.Join(f[1:], " ")] = true })
+	filepath.WalkDir(u.state, func(path string, _ fs.DirEntry, err error) error {
+		if ext := filepath.Ext(path); ext == ".new" || ext == ".gone" || ext == ".tmp" {
+			all["file "+path] = true
+		}
+		return nil
+	})
+	return all
+}
+
+// left names what is still there of sandboxes: their cgroups and jailed processes.
+func (u *user) left() string {
+	var all []string
+	for what := range u.there() {
+		if strings.HasPrefix(what, "cgroup ") || strings.HasSuffix(what, " spore-vmm") || strings.HasSuffix(what, " spore-net") {
+			all = append(all, what)
 		}
 	}
 	return strings.Join(all, ", ")
