@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -69,7 +70,7 @@ func (u *user) groupOf(ref string) string {
 type life struct {
 	before  string
 	command string
-	took    time.Duration // the command, when nobody is killed
+	took    time.Duration // about the command, when nobody is killed
 }
 
 const (
@@ -156,21 +157,26 @@ func (k *killing) kill(l *life) (pid int, name string) {
 	if err := cmd.Start(); err != nil {
 		k.t.Fatal(err)
 	}
-	time.Sleep(time.Duration(k.random.Int64N(int64(l.took) * 5 / 4))) // any moment of it, not a wait for anything
-	var pids []int
-	processes := k.processes()
-	for pid := range processes {
-		pids = append(pids, pid)
+	time.Sleep(time.Duration(k.random.Int64N(int64(l.took)))) // any moment of it, not a wait for anything
+	victim := cmd.Process.Pid
+	if k.random.IntN(2) == 0 {
+		all := slices.Sorted(maps.Keys(k.processes()))
+		if victim = 0; len(all) > 0 {
+			victim = all[k.random.IntN(len(all))]
+		}
 	}
-	if len(pids) > 0 {
-		slices.Sort(pids)
-		pid = pids[k.random.IntN(len(pids))]
-		name = processes[pid]
-		unix.Kill(pid, unix.SIGKILL) // it may just have ended
+	name = k.processes()[victim]
+	if name != "" {
+		unix.Kill(victim, unix.SIGKILL) // it may just have ended
 	}
 	cmd.Wait()
 	k.killed[name]++
-	return pid, name
+	if name == "" {
+		l.took = l.took * 3 / 4 // it is over sooner than it was
+		return 0, ""
+	}
+	l.took = l.took * 11 / 10
+	return victim, name
 }
 
 // look holds what is there after the next command to what the record says.
@@ -268,15 +274,30 @@ func (k *killing) await(pid int) {
 // processes are Spore's own that live and were not there before, by number.
 func (k *killing) processes() map[int]string {
 	k.t.Helper()
-	found := map[int]string{}
-	for what := range k.user.there() {
-		var pid int
-		var name string
-		if n, _ := fmt.Sscanf(what, "process %d %s", &pid, &name); n == 2 && !k.there[what] {
-			found[pid] = name
+	all := k.user.processes()
+	maps.DeleteFunc(all, func(pid int, name string) bool { return k.there[process(pid, name)] })
+	return all
+}
+
+func process(pid int, name string) string { return fmt.Sprintf("process %d %s", pid, name) }
+
+// processes are Spore's own that live, by number.
+func (u *user) processes() map[int]string {
+	u.t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	all := map[int]string{}
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		number, rest, _ := strings.Cut(string(b), " (")
+		name, rest, _ := strings.Cut(rest, ") ")
+		if pid, _ := strconv.Atoi(number); err == nil && strings.HasPrefix(name, "spore") && !strings.HasPrefix(rest, "Z") {
+			all[pid] = name
 		}
 	}
-	return found
+	return all
 }
 
 // there is what Spore could leave on the machine, in words: processes that live, cgroups, mounts, namespaces, interfaces, locks, and
@@ -302,13 +323,9 @@ func (u *user) there() map[string]bool {
 			f(strings.Fields(line))
 		}
 	}
-	each("/proc/[0-9]*/stat", func(path string) {
-		b, err := os.ReadFile(path)
-		pid, rest, _ := strings.Cut(string(b), " (")
-		if name, rest, _ := strings.Cut(rest, ") "); err == nil && strings.HasPrefix(name, "spore") && !strings.HasPrefix(rest, "Z") {
-			all["process "+pid+" "+name] = true
-		}
-	})
+	for pid, name := range u.processes() {
+		all[process(pid, name)] = true
+	}
 	each("/proc/[0-9]*/ns/*", func(path string) {
 		if ns, err := os.Readlink(path); err == nil {
 			all["namespace "+ns] = true
