@@ -147,7 +147,7 @@ func (k *killing) begin(l *life, name, network string) {
 	}
 }
 
-// kill starts the command, kills one of Spore's processes at some moment and returns which, 0 if none was there any more.
+// kill starts the command, kills one of Spore's processes at some moment, each kind as often, and returns which, 0 if none was there any more.
 func (k *killing) kill(l *life) (pid int, name string) {
 	k.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
@@ -158,25 +158,22 @@ func (k *killing) kill(l *life) (pid int, name string) {
 		k.t.Fatal(err)
 	}
 	time.Sleep(time.Duration(k.random.Int64N(int64(l.took)))) // any moment of it, not a wait for anything
-	victim := cmd.Process.Pid
-	if k.random.IntN(2) == 0 {
-		all := slices.Sorted(maps.Keys(k.processes()))
-		if victim = 0; len(all) > 0 {
-			victim = all[k.random.IntN(len(all))]
-		}
+	kinds := map[string][]int{}
+	for pid, name := range k.processes() {
+		kinds[name] = append(kinds[name], pid)
 	}
-	name = k.processes()[victim]
-	if name != "" {
-		unix.Kill(victim, unix.SIGKILL) // it may just have ended
+	if len(kinds) > 0 {
+		names := slices.Sorted(maps.Keys(kinds))
+		name = names[k.random.IntN(len(names))]
+		pid = kinds[name][k.random.IntN(len(kinds[name]))]
+		unix.Kill(pid, unix.SIGKILL) // it may just have ended
+		l.took = l.took * 33 / 32
+	} else {
+		l.took = l.took * 3 / 4 // it is over sooner than it was
 	}
 	cmd.Wait()
 	k.killed[name]++
-	if name == "" {
-		l.took = l.took * 3 / 4 // it is over sooner than it was
-		return 0, ""
-	}
-	l.took = l.took * 11 / 10
-	return victim, name
+	return pid, name
 }
 
 // look holds what is there after the next command to what the record says.
