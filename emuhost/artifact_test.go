@@ -89,7 +89,16 @@ func TestInitramfs(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "m.ko"), []byte("module"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	archive, err := packInitramfs([]byte("init program"), dir, []string{"m.ko"})
+	xz := exec.Command("xz", "-c")
+	xz.Stdin = strings.NewReader("compressed module")
+	packed, err := xz.Output()
+	if err != nil {
+		t.Fatalf("xz: %v (apt-get install xz-utils)", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "n.ko.xz"), packed, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	archive, err := packInitramfs([]byte("init program"), dir, []string{"m.ko", "n.ko.xz"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,9 +108,21 @@ func TestInitramfs(t *testing.T) {
 	if err != nil {
 		t.Fatalf("cpio: %v: %s", err, list)
 	}
-	for _, name := range []string{"init", "dev/console", "modules/m.ko", "modules.list"} {
+	for _, name := range []string{"init", "dev/console", "modules/m.ko", "modules/n.ko", "modules.list"} {
 		if !strings.Contains(string(list), " "+name+"\n") {
 			t.Errorf("no %s in:\n%s", name, list)
+		}
+	}
+	if !bytes.Contains(archive, []byte("compressed module")) {
+		t.Error("a module is still compressed")
+	}
+}
+
+func TestSuite(t *testing.T) {
+	for suite, ok := range map[string]bool{"": true, "bookworm-backports": true, "../etc": false, "a b": false, "-o": false} {
+		_, err := Open(Config{Suite: suite, CacheDir: t.TempDir(), StateDir: t.TempDir(), InitBinary: "init"})
+		if (err == nil) != ok {
+			t.Errorf("suite %q: %v", suite, err)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -40,6 +41,8 @@ type Config struct {
 	StateDir string
 	// InitBinary is spore-hostinit. Empty: beside the running executable.
 	InitBinary string
+	// Suite of Debian's archive that its kernel is from, such as bookworm-backports for a newer one. Empty: as apt is configured here.
+	Suite string
 	// Memory is the machine's memory in bytes, used as it is touched. 0: half
 	// of the outer machine's, at most 8 GiB.
 	Memory int64
@@ -57,8 +60,14 @@ type Host struct {
 	cfg Config
 }
 
+// suiteName is what a suite of the archive may be called.
+var suiteName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}$`)
+
 // Open completes cfg with defaults and creates its directories. It starts nothing.
 func Open(cfg Config) (*Host, error) {
+	if cfg.Suite != "" && !suiteName.MatchString(cfg.Suite) {
+		return nil, fmt.Errorf("emulated host: %.64q is no suite of Debian's archive: use one like bookworm-backports", cfg.Suite)
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}

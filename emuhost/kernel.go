@@ -30,6 +30,9 @@ func (k kernel) modules() string { return filepath.Join(k.Dir, "lib/modules", k.
 // kernel returns the cached kernel, fetching it the first time.
 func (h *Host) kernel(ctx context.Context) (kernel, error) {
 	record := filepath.Join(h.cfg.CacheDir, "kernel.json")
+	if h.cfg.Suite != "" {
+		record = filepath.Join(h.cfg.CacheDir, "kernel-"+h.cfg.Suite+".json")
+	}
 	var k kernel
 	if b, err := os.ReadFile(record); err == nil && json.Unmarshal(b, &k) == nil {
 		if _, err := os.Stat(k.vmlinux()); err == nil {
@@ -55,11 +58,15 @@ func (h *Host) fetchKernel(ctx context.Context) (kernel, error) {
 		return kernel{}, fmt.Errorf("create directory: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	name, err := h.kernelPackage(ctx)
+	apt, err := h.aptOptions(dir)
 	if err != nil {
 		return kernel{}, err
 	}
-	if _, err := h.tool(ctx, dir, "apt", "apt-get", "-q", "download", name); err != nil {
+	name, err := h.kernelPackage(ctx, apt)
+	if err != nil {
+		return kernel{}, err
+	}
+	if _, err := h.tool(ctx, dir, "apt", "apt-get", append(apt, "-q", "download", name)...); err != nil {
 		return kernel{}, fmt.Errorf("download %s: %w", name, err)
 	}
 	debs, _ := filepath.Glob(filepath.Join(dir, "*.deb")) // only a bad pattern is an error
@@ -88,17 +95,41 @@ func (h *Host) fetchKernel(ctx context.Context) (kernel, error) {
 	return k, nil
 }
 
+// aptOptions make apt look at nothing but the configured suite, with lists of its own below dir.
+func (h *Host) aptOptions(dir string) ([]string, error) {
+	if h.cfg.Suite == "" {
+		return nil, nil
+	}
+	own := filepath.Join(dir, "apt")
+	if err := os.MkdirAll(filepath.Join(own, "lists", "partial"), 0o755); err != nil {
+		return nil, fmt.Errorf("create directory: %w", err)
+	}
+	mirror := os.Getenv("DEBIAN_MIRROR")
+	if mirror == "" {
+		mirror = "http://deb.debian.org/debian"
+	}
+	source := fmt.Sprintf("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", mirror, h.cfg.Suite)
+	list := filepath.Join(own, "sources.list")
+	if err := os.WriteFile(list, []byte(source), 0o644); err != nil {
+		return nil, err
+	}
+	return []string{
+		"-o", "Dir::Etc::SourceList=" + list, "-o", "Dir::Etc::SourceParts=-", "-o", "Dir::State::Lists=" + filepath.Join(own, "lists"),
+		"-o", "Dir::Cache=" + own, "-o", "APT::Sandbox::User=root", // whom nothing of ours is closed to
+	}, nil
+}
+
 // kernelPackage asks apt which package the meta package stands for.
-func (h *Host) kernelPackage(ctx context.Context) (string, error) {
+func (h *Host) kernelPackage(ctx context.Context, apt []string) (string, error) {
 	for attempt := range 2 {
-		out, err := h.tool(ctx, "", "apt", "apt-cache", "depends", "--important", metaPackage)
+		out, err := h.tool(ctx, "", "apt", "apt-cache", append(apt, "depends", "--important", metaPackage)...)
 		for line := range strings.Lines(string(out)) {
 			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: "); ok && strings.HasPrefix(name, "linux-image-") {
 				return name, nil
 			}
 		}
 		if attempt == 0 {
-			if _, updateErr := h.tool(ctx, "", "apt", "apt-get", "-q", "update"); updateErr != nil {
+			if _, updateErr := h.tool(ctx, "", "apt", "apt-get", append(apt, "-q", "update")...); updateErr != nil {
 				return "", fmt.Errorf("find kernel package: %w", errors.Join(err, updateErr))
 			}
 		}

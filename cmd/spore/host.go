@@ -21,7 +21,8 @@ func hostCommand() *cli.Command {
 	return &cli.Command{
 		Name: "host", Usage: "the emulated host, for machines whose KVM cannot run guests",
 		Description: "The emulated host is a QEMU machine with AMD-V, a real kvm_amd and this machine's files. It starts by\n" +
-			"itself when a sandbox needs it. What sandboxes keep there is lost when it stops.",
+			"itself when a sandbox needs it. What sandboxes keep there is lost when it stops. Its kernel is this machine's\n" +
+			"Debian's, or that of the suite in $" + hostSuite + ", such as bookworm-backports.",
 		Subcommands: []*cli.Command{
 			{Name: "start", Usage: "start it, unless it runs", Action: hostStart},
 			{Name: "stop", Usage: "stop it and everything on it", Action: func(c *cli.Context) error {
@@ -37,8 +38,11 @@ func hostCommand() *cli.Command {
 	}
 }
 
+// hostSuite is the environment variable that says which suite of Debian's archive the emulated host's kernel is from.
+const hostSuite = "SPORE_HOST_SUITE"
+
 func openHost(c *cli.Context) (*emuhost.Host, error) {
-	cfg := emuhost.Config{Log: logger(c), InitBinary: beside("spore-hostinit")}
+	cfg := emuhost.Config{Log: logger(c), InitBinary: beside("spore-hostinit"), Suite: os.Getenv(hostSuite)}
 	if c.Bool("debug") {
 		cfg.Progress = func(step string) { fmt.Fprintln(c.App.ErrWriter, "spore: emulated host:", step) }
 	}
