@@ -193,11 +193,14 @@ func start(t *testing.T, vcpus int, lie lies, from *asleep) *machine {
 	return m.launch(exe, list, vcpus, logs)
 }
 
+// made counts the machines: each has an identity and a cgroup of its own.
+var made atomic.Int64
+
 // launch starts the process with the files, which it then has alone.
 func (m *machine) launch(exe string, list []*os.File, vcpus int, logs *os.File) *machine {
 	m.t.Helper()
 	jail := sandbox.Jail{
-		VMM: exe, ID: fmt.Sprintf("soak-%d", os.Getpid()), Files: list, CPUs: vcpus, Memory: memory, Disk: diskSize, Disks: scratch,
+		VMM: exe, ID: fmt.Sprintf("soak-%d-%d", os.Getpid(), made.Add(1)), Files: list, CPUs: vcpus, Memory: memory, Disk: diskSize, Disks: scratch,
 	}
 	if _, err := cgroup.Root(); err != nil {
 		jail.Without = []jailer.Layer{jailer.Cgroup}
