@@ -5,7 +5,7 @@
 
 enum { CONTROL = 1, STREAM = 2, ECHO = 7 };
 enum { REQUEST = 1, RESPONSE, RESET, SHUTDOWN, DATA, UPDATE, ASK };
-enum { HOST = 2, BOTH = 3, PAYLOAD = 4096, ROOM = 32 << 10, STREAM_BYTES = 64 << 10, STREAMED = 2, CONNECTIONS = 16 };
+enum { HOST = 2, HALF = 2, BOTH = 3, PAYLOAD = 4096, ROOM = 32 << 10, STREAM_BYTES = 64 << 10, STREAMED = 2, CONNECTIONS = 16 };
 
 struct packet {
 	u64 from, to;
@@ -71,7 +71,7 @@ static int send(struct device *d, u32 port, u32 peer, u16 op, struct connection 
 	p->length = length;
 	p->type = 1;
 	p->op = op;
-	p->flags = op == SHUTDOWN ? BOTH : 0;
+	p->flags = op != SHUTDOWN ? 0 : port & 1 ? HALF : BOTH; /* HALF: it sends no more, and waits for the host to close */
 	p->room = ROOM;
 	if (c) p->taken = c->took;
 	put(q, slot, &(struct buffer){p, HEADER + length, 0}, 1);
@@ -146,13 +146,21 @@ static void answer(struct device *d, struct connection *c)
 	}
 }
 
+static void end(struct connection *c, int wanted)
+{
+	if (!wanted) mismatch(c->kind == ECHO ? ECHOES : STREAMS, (u64)c->state << 32 | c->got);
+	report.works[c->kind == ECHO ? ECHOES : STREAMS].rounds++;
+	c->state = FREE;
+	if (c->kind == STREAM) make(STREAM, ++last_port, STREAM);
+}
+
 /* advance does what a connection owes and can do now. */
 static void advance(struct device *d, struct connection *c)
 {
 	for (u16 op = REQUEST; op <= UPDATE; op++)
 		if (c->owed >> op & 1 && send(d, c->port, c->peer, op, c, 0)) {
 			c->owed &= ~(1u << op);
-			if (op == RESET) c->state = FREE;
+			if (op == RESET) end(c, 1);
 		}
 	if (c->state != OPEN) return;
 	switch (c->kind) {
@@ -177,14 +185,6 @@ static void keep(struct connection *c, const struct packet *p)
 	}
 }
 
-static void end(struct connection *c, int wanted)
-{
-	if (!wanted) mismatch(c->kind == ECHO ? ECHOES : STREAMS, (u64)c->state << 32 | c->got);
-	report.works[c->kind == ECHO ? ECHOES : STREAMS].rounds++;
-	c->state = FREE;
-	if (c->kind == STREAM) make(STREAM, ++last_port, STREAM);
-}
-
 static void receive(struct device *d, const struct packet *p)
 {
 	struct connection *c = lookup(p->to_port, p->from_port);
@@ -201,11 +201,8 @@ static void receive(struct device *d, const struct packet *p)
 	case DATA: keep(c, p); break;
 	case ASK: c->owed |= 1u << UPDATE; break;
 	case RESET: end(c, c->state == ENDING); break;
-	case SHUTDOWN: /* the host is done with an echo when it has got all back */
-		if (c->kind == ECHO && p->flags == BOTH && c->got == c->took) {
-			c->owed |= 1u << RESET;
-			report.works[ECHOES].rounds++;
-		}
+	case SHUTDOWN: /* the host is done: with an echo when it has got all back, with a stream when that was half closed */
+		if (p->flags == BOTH && c->got == c->took && (c->kind == ECHO || c->state == ENDING)) c->owed |= 1u << RESET;
 		break;
 	}
 }
