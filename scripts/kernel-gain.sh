@@ -3,7 +3,7 @@
 # guest kernel in instructions from the kernel's first to the start of init, and in size. Prints a Markdown table; what is
 # done meanwhile goes to stderr. docs/guest-kernel.md says what the numbers mean.
 #
-#   scripts/kernel-gain.sh DIR [GROUP...]    all groups if none is named; DIR, 4 GB, is kept, and what is in it not built again
+#   scripts/kernel-gain.sh DIR [GROUP...]    all groups if none is named; DIR, 2 GB, is kept, and what is in it not built again
 #
 # Needs what guest/kernel/build.sh needs, and qemu-system-x86_64, gdb and cpio; no KVM. A group with options is built, which
 # takes minutes. JOBS (2) is how many compilers run side by side. After a change of the kernel, use another DIR.
@@ -83,8 +83,10 @@ boot() {
         END { if (seen != 2) { print "no two counts in " file >"/dev/stderr"; exit 1 } print n[1], n[2] - n[1] }' "$objects/boot.log"
 }
 
-# size_of OBJECTS prints text+data+bss and the size of vmlinux without debugging information, in bytes.
-size_of() { echo "$(size "$1/vmlinux.stripped" | awk 'NR == 2 { print $4 }') $(stat -c %s "$1/vmlinux.stripped")"; }
+# size_of OBJECTS prints the bytes of all functions and objects (sections are padded to 2 MB), and of vmlinux.
+size_of() {
+    echo "$(nm -t d -S "$1/vmlinux.stripped" | awk 'NF == 4 { n += $2 } END { printf "%d", n }') $(stat -c %s "$1/vmlinux.stripped")"
+}
 
 # row WHAT OBJECTS IMAGE WORDS [FUNCTION...] measures three boots, which must agree, and prints a row of the table: the difference to
 # the present kernel.
@@ -99,29 +101,31 @@ row() {
     }'
 }
 
-# prepare builds the present kernel in $dir/base, once: what the groups start from.
+# prepare builds the present kernel, once, and keeps its tree in $dir/base: what the groups start from. All are built in
+# $dir/objects, as the kernel's own tools are built again in another place, and then everything is.
 prepare() {
     local p
-    [ ! -e "$dir/base/vmlinux.stripped" ] || return 0
+    [ ! -e "$dir/base" ] || return 0
     say "the present kernel"
-    rm -rf "$dir/source" "$dir/base"
-    mkdir "$dir/source" "$dir/base"
+    rm -rf "$dir/source" "$dir/objects"
+    mkdir -p "$dir/source" "$dir/objects"
     tar -xf "$(sed -n 's/^source=//p' guest/kernel/build.sh)" -C "$dir/source" --strip-components=1
     for p in "$PWD"/guest/kernel/patches/*.patch; do patch -s -d "$dir/source" -p1 <"$p"; done
-    build "$dir/base"
-    cmp "$dir/base/vmlinux.stripped" "$vmlinux" || fail "what is built here is not the guest kernel of build.sh: another compiler?"
+    build "$dir/objects"
+    cmp <(nm "$dir/objects/vmlinux.stripped") <(nm "$vmlinux") || # the banners differ by a build number
+        fail "what is built here is not the guest kernel of build.sh: another compiler?"
+    mv "$dir/objects" "$dir/base"
 }
 
 vmlinux=$(guest/kernel/build.sh)
 config=${vmlinux%/*}/config
 words=$(sed -nE 's/^\t\{"([^"]+)", .*/\1/p' guest/cmdline.go | paste -sd ' ')
-mkdir -p "$dir/tree" "$dir/present"
-cp "$vmlinux" "$dir/present/vmlinux.stripped"
+mkdir -p "$dir/tree" "$dir/present" && cp "$vmlinux" "$dir/present/vmlinux.stripped"
 printf '#!/init\n' >"$dir/tree/init" # found by the kernel, never run
 chmod +x "$dir/tree/init"
 (cd "$dir/tree" && find . | cpio -o -H newc --quiet) >"$dir/initramfs.cpio"
 
-echo "| Switched on again | Instructions | | text+data+bss | vmlinux |"
+echo "| Switched on again | Instructions | | code and data | vmlinux |"
 echo "|---|---|---|---|---|"
 base=
 row "The present kernel" "$dir/present" "$vmlinux" "$words"
@@ -134,10 +138,10 @@ while IFS='|' read -r name what options without skipped; do
         say "$name"
         objects=$dir/$name
         if [ ! -e "$objects/vmlinux.stripped" ]; then
-            rm -rf "$objects"
-            cp -a "$dir/base" "$objects"
+            rm -rf "$dir/objects" && cp -a "$dir/base" "$dir/objects"
             # shellcheck disable=SC2086 # options are words
-            build "$objects" $options
+            build "$dir/objects" $options
+            mkdir -p "$objects" && mv "$dir/objects/vmlinux.stripped" "$objects/"
         fi
     fi
     # shellcheck disable=SC2086 # functions are words
