@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -59,6 +60,7 @@ func (a *server) exec(e agent.Exec, gone func() bool, r *agent.Reader, w *agent.
 		stop = p.guard()
 	}
 	ended := <-end
+	p.ended.Store(true)
 	stop()
 	took := time.Since(began)
 	if e.Main {
@@ -89,6 +91,7 @@ type process struct {
 	main  bool // the sandbox's command
 	group *cgroup
 	reap  *reaper
+	ended atomic.Bool   // its own program has
 	done  chan struct{} // closed when its end has been reported
 	pid   int
 
@@ -104,6 +107,14 @@ type process struct {
 func (p *process) kill() {
 	_ = p.reap.signal(p.pid, unix.SIGKILL) // errNoProcess: only what it left behind is still there
 	p.group.kill()
+}
+
+// abandon ends a process whose host has gone, and all that it started. What one that has ended by itself left running stays, as it
+// does when its host has heard of the end.
+func (p *process) abandon() {
+	if !p.ended.Load() {
+		p.kill()
+	}
 }
 
 // output is a stream from the process and the frames that it becomes.

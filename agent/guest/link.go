@@ -168,7 +168,7 @@ func (a *server) release() {
 	defer a.mu.Unlock()
 	for _, p := range a.running {
 		if p.link.forsaken(age) {
-			p.kill()
+			p.abandon()
 		}
 	}
 }
@@ -183,7 +183,7 @@ func (a *server) copied() {
 	for _, p := range a.running {
 		if !p.main {
 			p.link.end(age)
-			p.kill()
+			p.abandon()
 			continue
 		}
 		p.link.await(age, attachLimit, p.kill)

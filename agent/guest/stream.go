@@ -16,7 +16,7 @@ func (p *process) copyOutput() {
 	for _, o := range p.outputs {
 		p.copying.Go(func() {
 			if !p.copy(o) {
-				p.kill() // the host is gone
+				p.abandon()
 			}
 		})
 	}
@@ -80,14 +80,14 @@ func (p *process) listen(r *agent.Reader, age uint64) {
 		t, payload, err := r.Next()
 		if err != nil {
 			if !p.link.lost(age) {
-				p.kill()
+				p.abandon()
 			}
 			return
 		}
 		switch t {
 		case agent.FrameStdin:
 			if !p.feed(payload) {
-				p.kill()
+				p.abandon()
 				return
 			}
 		case agent.FrameEOF:
