@@ -145,6 +145,9 @@ func TestTemplates(t *testing.T) {
 	}
 	u.run("run", "--prepare", "echo prepared >/tmp/prepared", image, "cat", "/tmp/prepared").want(t, 0, "prepared\n")
 	u.run("run", "--prepare", "echo prepared >/tmp/prepared", image, "cat", "/tmp/prepared").want(t, 0, "prepared\n")
+	for range 2 { // what is left running is left running, in the guest that makes the template and in those that wake
+		u.run("run", "--prepare", "sleep 1000 & echo $! >/tmp/pid", image, "sh", "-c", "sleep 1; kill -0 $(cat /tmp/pid) && echo stays").want(t, 0, "stays\n")
+	}
 	if r := u.run("run", "--prepare", "exit 3", image, "true"); r.code != 125 || !strings.Contains(r.stderr, "--prepare") {
 		t.Errorf("a failing --prepare: code %d, %q", r.code, r.stderr)
 	}
