@@ -23,19 +23,20 @@ const placeLimit = time.Minute
 // places are where wakes get their network from: a pool, beside what makes a place at once.
 type places struct {
 	networks *network.Networks
+	choice   network.Choice
 	pool     *network.Pool
 	class    network.Class
 	ended    chan error
 	stop     context.CancelFunc
 }
 
-func newPlaces(s settings) (*places, error) {
+func newPlaces(s settings, choice network.Choice) (*places, error) {
 	networks, err := network.Open(network.Config{Dir: filepath.Join(s.scratch, "networks"), Plugins: []string{filepath.Join(s.bin, "cni")}})
 	if err != nil {
 		return nil, err
 	}
-	p := &places{networks: networks, pool: network.NewPool(networks, network.PoolConfig{Depth: 1, Max: 1}), ended: make(chan error, 1)}
-	p.class = network.Request{Choice: wakeNetwork}.Class()
+	p := &places{networks: networks, choice: choice, pool: network.NewPool(networks, network.PoolConfig{Depth: 1, Max: 1}), ended: make(chan error, 1)}
+	p.class = network.Request{Choice: choice}.Class()
 	ctx, stop := context.WithCancel(context.Background())
 	p.stop = stop
 	go func() { p.ended <- p.pool.Serve(ctx) }()
@@ -47,14 +48,14 @@ func (p *places) close() error {
 	p.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), placeLimit)
 	defer cancel()
-	return errors.Join(<-p.ended, p.networks.Remove(ctx, wakeNetwork))
+	return errors.Join(<-p.ended, p.networks.Remove(ctx, p.choice))
 }
 
 // wakeSandbox is whose places they are, one after the other.
 const wakeSandbox = "0000000be9c4"
 
 func (p *places) take() (*network.Attachment, error) {
-	place, err := p.pool.Take(network.Request{Sandbox: wakeSandbox, Choice: wakeNetwork})
+	place, err := p.pool.Take(network.Request{Sandbox: wakeSandbox, Choice: p.choice})
 	if err == nil && place == nil {
 		err = errors.New("take a place: the pool has none")
 	}
@@ -85,7 +86,7 @@ func measureNetWake(s settings, r *results) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root")
 	}
-	p, err := newPlaces(s)
+	p, err := newPlaces(s, wakeNetwork)
 	if err != nil {
 		return err
 	}
@@ -115,7 +116,7 @@ func measureNetWake(s settings, r *results) (err error) {
 	r.add("of that: to take a place out of the pool", where, "ms", w.take, "", nil, nil)
 	r.add("to make a place on the spot: namespace, CNI, tap, filter", where, "ms", w.make, "", nil, nil)
 	r.add("to give a place back, after the end", where, "ms", w.give, "", nil, nil)
-	return nil
+	return measureMediatedWake(s, r, plain, wired)
 }
 
 // once wakes one guest of each kind. The pool is full before either.

@@ -52,7 +52,7 @@ var mayImport = map[string][]string{
 	"guest/...":             {"guest/..."},
 	"lab":                   {"lab/probe", "agent", "sandbox", "jailer", "jailer/seccomp", "vmm/policy", "internal/..."},
 	"lab/probe":             {"jailer", "jailer/seccomp", "vmm/policy"},
-	"bench/...":             {"network", "sandbox", "sandbox/...", "snapshot", "agent", "vmm/api", "vmm/policy", "jailer", "jailer/cgroup", "guest", "rootfs", "internal/...", "bench/..."},
+	"bench/...":             {"network", "network/api", "network/mediator", "network/policy", "sandbox", "sandbox/...", "snapshot", "agent", "vmm/api", "vmm/policy", "jailer", "jailer/cgroup", "guest", "rootfs", "internal/...", "bench/..."},
 	"test/...":              {"test/...", "sandbox", "sandbox/...", "agent", "vmm/api", "jailer", "guest", "guest/...", "internal/..."},
 	"internal/...":          {"internal/..."},
 }
