@@ -29,6 +29,9 @@ const vmmOverhead = 192 << 20
 // vmmThreads bounds the VMM's threads: vCPUs, disk workers, and those of the runtime.
 const vmmThreads = 512
 
+// vmmIOWeight is half of what the host's own programs have: where both want a disk, a sandbox gives way.
+const vmmIOWeight = 50
+
 // cgroupLimit bounds the wait for a killed process to be gone.
 const cgroupLimit = 10 * time.Second
 
@@ -89,7 +92,7 @@ func (j Jail) Start() (_ *Jailed, err error) {
 
 // group makes the cgroup of the sandbox's name, or returns nil where there is none to be had and that is allowed.
 func (j Jail) group() (*cgroup.Group, error) {
-	limits := cgroup.Limits{Memory: j.Memory + vmmOverhead, Pids: vmmThreads, CPUs: float64(j.CPUs) + 1}
+	limits := cgroup.Limits{Memory: j.Memory + vmmOverhead, Pids: vmmThreads, CPUs: float64(j.CPUs) + 1, IOWeight: vmmIOWeight}
 	var fs unix.Statfs_t
 	if j.Disks != "" && unix.Statfs(j.Disks, &fs) == nil && fs.Type == unix.TMPFS_MAGIC {
 		limits.Memory += j.Disk // its pages are the group's

@@ -26,9 +26,10 @@ var ErrUnavailable = errors.New("no cgroup to be had")
 
 // Limits of a group. Zero leaves a limit as it is, unlimited by default.
 type Limits struct {
-	Memory int64   // bytes, page cache included; never swapped
-	Pids   int     // threads count
-	CPUs   float64 // processors' worth of time
+	Memory   int64   // bytes, page cache included; never swapped
+	Pids     int     // threads count
+	CPUs     float64 // processors' worth of time
+	IOWeight int     // share of a disk that others want too, 1 to 10000; others have 100 by default. A kernel may have no scheduler for it
 }
 
 // Group is one cgroup directory.
@@ -222,6 +223,9 @@ func (l Limits) settings() [][3]string {
 	}
 	if l.CPUs > 0 {
 		s = append(s, [3]string{"cpu.max", fmt.Sprintf("%d %d", int(l.CPUs*period), period), ""})
+	}
+	if l.IOWeight > 0 {
+		s = append(s, [3]string{"io.weight", fmt.Sprintf("default %d", l.IOWeight), "optional"})
 	}
 	return s
 }

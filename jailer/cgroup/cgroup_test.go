@@ -22,7 +22,7 @@ func TestGroup(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	name := fmt.Sprintf("test-%d", os.Getpid())
-	g, err := cgroup.Create(name, cgroup.Limits{Memory: 64 << 20, Pids: 7, CPUs: 1.5})
+	g, err := cgroup.Create(name, cgroup.Limits{Memory: 64 << 20, Pids: 7, CPUs: 1.5, IOWeight: 50})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,6 +31,9 @@ func TestGroup(t *testing.T) {
 		if err != nil || strings.TrimSpace(string(b)) != want {
 			t.Errorf("%s: %q, %v; want %q", file, b, err, want)
 		}
+	}
+	if b, err := os.ReadFile(filepath.Join(g.Path(), "io.weight")); err == nil && strings.TrimSpace(string(b)) != "default 50" { // where disks are weighed
+		t.Errorf("io.weight: %q", b)
 	}
 	// JAIL-11: a group of that name is not taken over.
 	if _, err := cgroup.Create(name, cgroup.Limits{}); !errors.Is(err, fs.ErrExist) {
