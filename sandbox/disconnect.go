@@ -178,7 +178,7 @@ func (v *supervisor) hangUp(o *Outcome) {
 	}
 }
 
-// noteEnd notes in the outcome what was denied, and what its jail lacked.
+// noteEnd notes in the outcome what was denied, what its jail lacked, and that the network ended before the sandbox, if it did.
 func (m *mediation) noteEnd(o *Outcome) {
 	ctx, cancel := context.WithTimeout(context.Background(), statsLimit)
 	defer cancel()
@@ -191,8 +191,20 @@ func (m *mediation) noteEnd(o *Outcome) {
 			o.JailMissing = append(o.JailMissing, l)
 		}
 	}
-	if s, err := p.Stats(ctx); err == nil {
-		o.Denied = s.Denied
+	select {
+	case <-p.Done():
+		lost := "the sandbox had no network any more"
+		if err := p.Close(); err != nil {
+			lost += ": " + err.Error()
+		}
+		if o.Detail != "" {
+			lost = o.Detail + "; " + lost
+		}
+		o.Detail = lost
+	default:
+		if s, err := p.Stats(ctx); err == nil {
+			o.Denied = s.Denied
+		}
 	}
 }
 

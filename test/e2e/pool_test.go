@@ -125,6 +125,42 @@ func TestPooledForwarder(t *testing.T) {
 	t.Errorf("left: %s", u.left())
 }
 
+// TestLostForwarder kills spore-net under a sandbox: that goes on without a network, and its outcome says so.
+func TestLostForwarder(t *testing.T) {
+	u := newUser(t)
+	u.must("run", "-d", "--name", "c", "--network", "nat", image, "sh", "-c", "while [ ! -e /tmp/end ]; do sleep 0.2; done; exit 4")
+	supervisor := u.supervisorOf("c")
+	for _, pid := range childrenNamed(t, supervisor, "spore-net") {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for end := time.Now().Add(commandLimit); len(childrenNamed(t, supervisor, "spore-net")) > 0; time.Sleep(20 * time.Millisecond) { // until it has been waited for
+		if time.Now().After(end) {
+			t.Fatal("spore-net does not end")
+		}
+	}
+	u.must("exec", "c", "touch", "/tmp/end")
+	if r := u.run("wait", "c"); strings.TrimSpace(r.stdout) != "4" {
+		t.Errorf("wait says %q, %q", r.stdout, r.stderr)
+	}
+	if got := u.must("inspect", "c"); !strings.Contains(got, "no network any more") || !strings.Contains(got, "signal: killed") {
+		t.Errorf("the outcome does not say so: %s", clip(got))
+	}
+}
+
+// supervisorOf is the process that owns a sandbox.
+func (u *user) supervisorOf(ref string) int {
+	u.t.Helper()
+	var all []struct {
+		Supervisor int `json:"supervisor_pid"`
+	}
+	if err := json.Unmarshal([]byte(u.must("inspect", ref)), &all); err != nil || len(all) != 1 || all[0].Supervisor == 0 {
+		u.t.Fatalf("inspect: %+v, %v", all, err)
+	}
+	return all[0].Supervisor
+}
+
 // childrenNamed are the children of a process that run a program of that name.
 func childrenNamed(t *testing.T, parent int, name string) (all []int) {
 	t.Helper()
