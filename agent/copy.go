@@ -28,7 +28,8 @@ func Put(ctx context.Context, dial Dial, src, dest string, owner Owner) error {
 	}()
 	w := NewWriter(out)
 	packErr := Pack(w.Stream(FrameData), src)
-	if packErr == nil {
+	packed := packErr == nil
+	if packed {
 		packErr = w.Send(FrameEOF, nil)
 	}
 	if packErr == nil {
@@ -40,6 +41,9 @@ func Put(ctx context.Context, dial Dial, src, dest string, owner Owner) error {
 	var f *Failure
 	if errors.As(err, &f) {
 		return f
+	}
+	if err == nil && packed {
+		return nil // the guest has all of it, and answered before it was told that this was all
 	}
 	if packErr != nil {
 		return lost(ctx, packErr)

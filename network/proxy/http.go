@@ -227,7 +227,7 @@ func (x *exchange) carry(r *http.Request) bool {
 	body := r.Body
 	var ended atomic.Bool
 	if ended.Store(body == http.NoBody); body != http.NoBody {
-		r.Body = flushing{body, x.forth, &ended}
+		r.Body = &flushing{body, x.forth, &ended, r.ContentLength}
 	}
 	go func() { // this function waits for it
 		err := r.Write(writer{x.forth})
@@ -267,14 +267,16 @@ type flushing struct {
 	io.ReadCloser
 	w     *bufio.Writer
 	ended *atomic.Bool // set when there is no more; nil: nobody asks
+	left  int64        // bytes, if that is known; negative otherwise
 }
 
-func (f flushing) Read(p []byte) (int, error) {
+func (f *flushing) Read(p []byte) (int, error) {
 	if err := f.w.Flush(); err != nil {
 		return 0, err
 	}
 	n, err := f.ReadCloser.Read(p)
-	if err != nil && f.ended != nil {
+	f.left -= int64(n)
+	if f.ended != nil && (err != nil || f.left == 0) { // before the last of it can be answered
 		f.ended.Store(true)
 	}
 	return n, err
@@ -338,7 +340,7 @@ func (x *exchange) respond(r *http.Request, upgrade, old bool) (goesOn, switched
 		if last && resp.StatusCode != http.StatusSwitchingProtocols && r.Close {
 			resp.Close = true
 		}
-		resp.Body = flushing{resp.Body, x.out, nil}
+		resp.Body = &flushing{resp.Body, x.out, nil, -1}
 		err = resp.Write(writer{x.out})
 		if err = errors.Join(err, x.out.Flush()); err != nil {
 			return false, false
