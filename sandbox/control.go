@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"spore/internal/rights"
-	"spore/internal/timing"
 	"spore/vmm/api"
 )
 
@@ -20,7 +19,7 @@ func (m *machine) readControl() {
 		}
 		switch {
 		case msg.Event != nil && msg.Event.Kind == api.EventStarted:
-			m.runs.Store(timing.Monotonic())
+			m.runs.Store(msg.Event.First)
 			m.running.Do(func() { m.steps = msg.Event.Steps; close(m.started) })
 		case msg.Event != nil && msg.Event.Kind == api.EventExit:
 			m.end = *msg.Event

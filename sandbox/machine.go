@@ -40,7 +40,7 @@ type machine struct {
 	end     api.Event     // why, as the VMM said; Reason is empty if it did not
 	died    error         // how the process ended, if not well
 	steps   []api.Step
-	runs    atomic.Int64 // when the guest began to run, by CLOCK_MONOTONIC
+	runs    atomic.Int64 // when the guest began to run, as the VMM says, by CLOCK_MONOTONIC
 
 	mu      sync.Mutex
 	lastID  uint64

@@ -81,7 +81,8 @@ type Machine struct {
 	empty bool      // made by NewEmpty and not filled yet
 	since time.Time // of the last pause
 
-	firstExit atomic.Int64 // when
+	firstExit atomic.Int64 // when one of them came back
+	firstRun  atomic.Int64 // when the vCPUs were let run
 	stopped   atomic.Int64 // how long the last pause was, in nanoseconds
 
 	ending atomic.Bool   // the machine has ended or is about to
@@ -256,6 +257,7 @@ func (m *Machine) resume(ctx context.Context) error {
 	if !m.since.IsZero() {
 		m.stopped.Store(int64(time.Since(m.since)))
 	}
+	m.firstRun.CompareAndSwap(0, timing.Monotonic())
 	m.gate.set(wantRun)
 	return nil
 }

@@ -97,6 +97,9 @@ func (m *Machine) enter(c *vcpu) (reason api.ExitReason, detail string) {
 // 0 if none has.
 func (m *Machine) FirstExit() int64 { return m.firstExit.Load() }
 
+// FirstRun is when the vCPUs were first let run, by the same clock; 0 if they never were.
+func (m *Machine) FirstRun() int64 { return m.firstRun.Load() }
+
 func (m *Machine) memoryAccess(e kvm.Exit) {
 	if e.Write {
 		m.mmio.write(e.Addr, e.Data)

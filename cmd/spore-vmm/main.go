@@ -132,7 +132,7 @@ func start(cfg api.Config, env *vmm.Env, server *control.Server, unjailed bool) 
 
 // attend speaks for the machine until its end.
 func attend(m *vmm.Machine, env vmm.Env, server *control.Server) error {
-	if err := server.Event(api.Event{Kind: api.EventStarted, Steps: vmm.Steps(env.Clock)}); err != nil {
+	if err := server.Event(api.Event{Kind: api.EventStarted, Steps: vmm.Steps(env.Clock), First: m.FirstRun()}); err != nil {
 		return fmt.Errorf("report start: %w", err)
 	}
 	ctx := context.Background()

@@ -83,7 +83,7 @@ const (
 type Event struct {
 	Kind   EventKind
 	Steps  []Step     // with EventStarted: where the start-up time went
-	First  int64      // with EventExit: the guest's first exit, by CLOCK_MONOTONIC
+	First  int64      // by CLOCK_MONOTONIC; with EventStarted: when the vCPUs were let run; with EventExit: the guest's first exit
 	Reason ExitReason // with EventExit
 	Detail string     // one line for a person
 }
