@@ -42,11 +42,7 @@ func measureMediatedWake(s settings, r *results, plain, wired dormant) (err erro
 	}
 	where := here()
 	r.add("wake, shell, nat place and its spore-net from the pool: t0 → t3, beside a shell alone", where, "ms", w.with, "without", w.without, nil)
-	added := make([]float64, len(w.with))
-	for i := range added {
-		added[i] = w.with[i] - w.without[i]
-	}
-	r.add("what nat out of the pool adds to a wake", where, "ms", added, "", nil, &bar{value: 0.5})
+	r.add("what nat out of the pool adds to a wake", where, "ms", differences(w.with, w.without), "", nil, &bar{value: 0.5})
 	r.add("t0 → spore-net forwards, beside the wake", where, "ms", w.ready, "", nil, nil)
 	r.add("to start spore-net on the spot, before its configuration", where, "ms", w.launch, "", nil, nil)
 	return nil

@@ -108,15 +108,20 @@ func measureNetWake(s settings, r *results) (err error) {
 	}
 	where := here()
 	r.add("wake, shell and network from the pool: t0 → t3, beside a shell alone", where, "ms", w.with, "without", w.without, nil)
-	added := make([]float64, len(w.with))
-	for i := range added {
-		added[i] = w.with[i] - w.without[i]
-	}
-	r.add("what a network out of the pool adds to a wake", where, "ms", added, "", nil, &bar{value: 0.5})
+	r.add("what a network out of the pool adds to a wake", where, "ms", differences(w.with, w.without), "", nil, &bar{value: 0.5})
 	r.add("of that: to take a place out of the pool", where, "ms", w.take, "", nil, nil)
 	r.add("to make a place on the spot: namespace, CNI, tap, filter", where, "ms", w.make, "", nil, nil)
 	r.add("to give a place back, after the end", where, "ms", w.give, "", nil, nil)
 	return measureMediatedWake(s, r, plain, wired)
+}
+
+// differences are those of samples that were taken in turns.
+func differences(with, without []float64) []float64 {
+	out := make([]float64, len(with))
+	for i := range out {
+		out[i] = with[i] - without[i]
+	}
+	return out
 }
 
 // once wakes one guest of each kind. The pool is full before either.

@@ -36,13 +36,13 @@ func shape(memory int64, wired bool) api.Config {
 
 // startShell starts one of that shape and waits until it is ready.
 func startShell(s settings, memory int64, wired bool, without []jailer.Layer) (*shell, error) {
-	config, theirConfig, err := pair(unix.SOCK_STREAM)
+	config, theirConfig, err := rights.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}
 	defer config.Close()
 	defer theirConfig.Close()
-	control, theirControl, err := pair(unix.SOCK_STREAM)
+	control, theirControl, err := rights.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func (sh *shell) wake(d dormant, memory int64, on *cable) error {
 		}
 		files = append(files, f)
 	}
-	ours, theirs, err := pair(unix.SOCK_SEQPACKET)
+	ours, theirs, err := rights.Pair(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return err
 	}

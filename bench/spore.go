@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/agent"
+	"spore/internal/rights"
 	"spore/jailer"
 	"spore/sandbox"
 	"spore/sandbox/broker"
@@ -101,7 +102,7 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 		}
 		return add(g), nil
 	}
-	config, theirs, err := pair(unix.SOCK_STREAM)
+	config, theirs, err := rights.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}
@@ -118,10 +119,10 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 		errs = append(errs, err)
 		c.Console.Output = add(g)
 	}
-	control, theirs, err := pair(unix.SOCK_STREAM)
+	control, theirs, err := rights.Pair(unix.SOCK_STREAM)
 	errs = append(errs, err)
 	m.control, c.Control = control, add(theirs)
-	sock, theirs, err := pair(unix.SOCK_SEQPACKET)
+	sock, theirs, err := rights.Pair(unix.SOCK_SEQPACKET)
 	errs = append(errs, err)
 	c.Vsock = &api.Vsock{CID: 3, Broker: add(theirs)}
 	if f.cable != nil {
@@ -184,15 +185,4 @@ func (m *sporeMachine) end(limit time.Duration) (api.Event, error) {
 			return *msg.Event, nil
 		}
 	}
-}
-
-func pair(kind int) (ours, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := unix.SetNonblock(fds[0], true); err != nil {
-		return nil, nil, err
-	}
-	return os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs"), nil
 }

@@ -113,6 +113,29 @@ func TestPoolGivesEachOnceAndRefills(t *testing.T) {
 	})
 }
 
+// TestPoolRests takes one: another is made only when its taker has had the processors, however many are taken meanwhile.
+func TestPoolRests(t *testing.T) {
+	const rest = time.Minute
+	pooled(t, PoolConfig{Depth: 2, Max: 2, Rest: rest}, func(p *Pool, f *fakeAttacher) {
+		if err := p.Keep(context.Background(), natRequest(0).Class()); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 2 {
+			if a, err := p.Take(natRequest(1 + i)); err != nil || a == nil {
+				t.Fatalf("take %d: %+v, %v", i, a, err)
+			}
+			time.Sleep(rest / 3)
+		}
+		if made, _, _, _ := f.counts(); made != 2 {
+			t.Errorf("%d were made while it rests, not 2", made)
+		}
+		time.Sleep(rest)
+		if made, _, _, standing := f.counts(); made != 4 || standing != 2 {
+			t.Errorf("%d were made and %d stand after it, not 4 and 2", made, standing)
+		}
+	})
+}
+
 func TestPoolKeepsToItsBounds(t *testing.T) {
 	pooled(t, PoolConfig{Depth: 3, Max: 4, Idle: time.Minute}, func(p *Pool, f *fakeAttacher) {
 		for i := range 4 {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/agent"
+	"spore/internal/rights"
 )
 
 // viewerQueue is how many frames wait for an attached client. One that falls further behind is dropped: it
@@ -104,7 +105,7 @@ func (v *supervisor) attach(stdin bool) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	ours, theirs, err := socketpair(unix.SOCK_STREAM)
+	ours, theirs, err := rights.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}

@@ -116,25 +116,23 @@ func firstList[T any](lists ...[]T) []T {
 // told is what the guest is told of its network once that carries something; nil without one.
 func (v *supervisor) told(ctx context.Context) (*agent.Network, error) {
 	c := v.connection()
-	if c == nil || c.mediation == nil {
-		return c.switched(), nil
+	switch {
+	case c == nil:
+		return nil, nil
+	case c.mediation == nil:
+		return &c.guest, nil
 	}
+	waits := !c.mediation.isSettled()
 	p, err := c.mediation.ready(ctx)
 	if err != nil {
 		return nil, err
 	}
-	v.clock.Done("spore-net")
+	if waits {
+		v.clock.Done("spore-net")
+	}
 	guest := c.guest
 	guest.CA = p.CA()
 	return &guest, nil
-}
-
-// switched is what the guest of a switched network is told; nil without one.
-func (c *connection) switched() *agent.Network {
-	if c == nil {
-		return nil
-	}
-	return &c.guest
 }
 
 // device is the machine's network interface; nil without a network.

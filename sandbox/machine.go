@@ -103,7 +103,7 @@ func (m *machine) shell(cfg Config, host Host, from *snapshot.Dormant) *shell {
 // spawn starts a VMM of our own with the files that its configuration names.
 func (m *machine) spawn(cfg Config, host Host, writable *os.File, vmCfg api.Config, list []*os.File) error {
 	vmCfg.Processor = Processor(list[api.KVMFile], host.Processor)
-	configIn, configOut, err := socketpair(unix.SOCK_STREAM)
+	configIn, configOut, err := rights.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		return err
 	}
@@ -242,14 +242,14 @@ func describeDisks(cfg Config, out *api.Config, open func(*api.File, string, int
 func (m *machine) connect(out *api.Config, p *pipes, file func(*os.File) api.File, undo *cleanup.Stack) error {
 	out.Control = api.NoFile
 	if m.control == nil { // a shell has its own
-		control, theirs, err := socketpair(unix.SOCK_STREAM)
+		control, theirs, err := rights.Pair(unix.SOCK_STREAM)
 		if err != nil {
 			return err
 		}
 		m.control, out.Control = control, file(theirs)
 		undo.Push(control.Close)
 	}
-	sock, theirs, err := socketpair(unix.SOCK_SEQPACKET)
+	sock, theirs, err := rights.Pair(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return err
 	}

@@ -119,7 +119,18 @@ func (m *mediation) start(ctx context.Context, v *supervisor, place *network.Att
 		}
 	}
 	m.process, err = waiting.Configure(ctx, v.host.log(), m.config, m.files)
+	m.config = api.Config{} // there are secrets in it
 	return err
+}
+
+// isSettled reports whether the start is over.
+func (m *mediation) isSettled() bool {
+	select {
+	case <-m.settled:
+		return true
+	default:
+		return false
+	}
 }
 
 // ready waits for the process, and returns it.

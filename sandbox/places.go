@@ -42,7 +42,7 @@ func takePlace(dir string, r network.Request, without []jailer.Layer) (*network.
 
 // receivePlace takes over the files that follow a place: its tap, or those of the spore-net in it.
 func (r *poolReply) receivePlace(conn *net.UnixConn) (*mediator.Waiting, error) {
-	if r.Files == 0 {
+	if r.Files <= 0 {
 		return nil, nil
 	}
 	list, err := receiveFiles(conn, min(r.Files, mediator.HandedFiles))

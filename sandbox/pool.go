@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/internal/flock"
+	"spore/internal/rights"
 	"spore/jailer"
 	"spore/jailer/cgroup"
 	"spore/network"
@@ -247,12 +248,12 @@ const readyLimit = 30 * time.Second
 // start starts one shell and waits until it is ready.
 func (p *Pool) start(c Class) (_ *shellProcess, err error) {
 	id := shellPrefix(p.dir) + newID()
-	config, theirConfig, err := socketpair(unix.SOCK_STREAM)
+	config, theirConfig, err := rights.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}
 	defer config.Close()
-	control, theirControl, err := socketpair(unix.SOCK_STREAM)
+	control, theirControl, err := rights.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, errors.Join(err, theirConfig.Close())
 	}

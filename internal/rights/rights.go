@@ -33,6 +33,21 @@ func Take(oob []byte, most int) (fds []int) {
 	return fds
 }
 
+// Pair returns two connected Unix sockets of that type, neither of which survives an exec: ours is in non-blocking mode, theirs, which is
+// to be given away, is not.
+func Pair(kind int) (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return nil, nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs"), nil
+}
+
 // Writer writes to a socket, and gives descriptors along with the first byte. The files stay the caller's.
 type Writer struct {
 	Socket *os.File // in non-blocking mode, or one whose peer reads

@@ -48,7 +48,7 @@ func (p *Process) configure(ctx context.Context, config, logIn *os.File, network
 		files = append(files, f)
 		return api.File(len(files) - 1)
 	}
-	control, end, err := pair(unix.SOCK_STREAM, "control")
+	control, end, err := rights.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func fill(c *api.Config) {
 // Frames makes the pair that frames go through, which the caller closes: the machine's end is what api.Net.File of a VMM is, with Offload
 // set; the other is for Files. Either may be handed on before anybody reads from the other.
 func Frames() (machine, forwarder *os.File, err error) {
-	machine, forwarder, err = pair(unix.SOCK_SEQPACKET, "frames")
+	machine, forwarder, err = rights.Pair(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -5,7 +5,6 @@ package mediator
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"sync"
 	"time"
@@ -39,15 +38,6 @@ type Process struct {
 	ca      []byte
 	next    uint64
 	closing bool
-}
-
-// Start launches a spore-net and configures it: Launch and Configure in one.
-func Start(ctx context.Context, c Config, log *slog.Logger, network api.Config, f Files) (*Process, error) {
-	w, err := Launch(ctx, c)
-	if err != nil {
-		return nil, err
-	}
-	return w.Configure(ctx, log, network, f)
 }
 
 // wait settles p when the process is gone. Close and Done wait for it.

@@ -155,6 +155,15 @@ func frames(t testing.TB, f *mediator.Files) (machine *os.File) {
 	return machine
 }
 
+// launched is a spore-net that has been launched and configured.
+func launched(ctx context.Context, c mediator.Config, network api.Config, f mediator.Files) (*mediator.Process, error) {
+	w, err := mediator.Launch(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return w.Configure(ctx, nil, network, f)
+}
+
 func start(t testing.TB, p *place, c api.Config, f mediator.Files) (*mediator.Process, *stacktest.Guest) {
 	t.Helper()
 	exe, err := build()
@@ -164,7 +173,7 @@ func start(t testing.TB, p *place, c api.Config, f mediator.Files) (*mediator.Pr
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	machine := frames(t, &f)
-	m, err := mediator.Start(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "0123456789ab", Without: jailer.Optional()}, nil, c, f)
+	m, err := launched(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "0123456789ab", Without: jailer.Optional()}, c, f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +290,7 @@ func TestBadRuleIsReported(t *testing.T) {
 	defer cancel()
 	var files mediator.Files
 	frames(t, &files)
-	_, err = mediator.Start(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "x", Without: jailer.Optional()}, nil, network(policy.Source{Allow: []string{"not a rule!"}}), files)
+	_, err = launched(ctx, mediator.Config{Exe: exe, NetNS: p.path, ID: "x", Without: jailer.Optional()}, network(policy.Source{Allow: []string{"not a rule!"}}), files)
 	if err == nil || !strings.Contains(err.Error(), "not a rule!") {
 		t.Errorf("start: %v", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/internal/cleanup"
+	"spore/internal/rights"
 	"spore/jailer"
 	"spore/network/api"
 )
@@ -62,7 +63,7 @@ func Launch(ctx context.Context, c Config) (_ *Waiting, err error) {
 	}()
 	w := &Waiting{}
 	var theirs, saidIn *os.File
-	if w.config, theirs, err = pair(unix.SOCK_STREAM, "config"); err != nil {
+	if w.config, theirs, err = rights.Pair(unix.SOCK_STREAM); err != nil {
 		return nil, err
 	}
 	undo.Push(w.config.Close)
@@ -152,7 +153,7 @@ func born(p *jailer.Process) *inmate {
 	i := &inmate{pidFD: os.NewFile(uintptr(p.PidFD), "process"), ended: make(chan struct{})}
 	go func() {
 		defer close(i.ended)
-		i.state, _ = p.Wait() // nil if it fails, which it does for who is not the parent
+		i.state, _ = p.Wait() // that of a child fails only if somebody else has waited for it: then nothing is known
 	}()
 	return i
 }

@@ -16,6 +16,7 @@ import (
 
 	"spore/agent"
 	"spore/guest"
+	"spore/internal/rights"
 	"spore/sandbox"
 	"spore/sandbox/broker"
 	"spore/vmm/api"
@@ -53,14 +54,11 @@ func (u *user) imagePath(name string) string {
 // socketPair returns two connected sockets, ours non-blocking.
 func socketPair(t *testing.T, kind int) (ours, theirs *os.File) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		err = unix.SetNonblock(fds[0], true)
-	}
+	ours, theirs, err := rights.Pair(kind)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
+	return ours, theirs
 }
 
 // newMachine starts a guest of an image, with a network if there is a tap; from a snapshot if there is one.

@@ -128,7 +128,7 @@ func start(t *testing.T, vcpus int, lie lies, from *asleep) *machine {
 		return api.File(len(list) - 2) // the configuration is before the first
 	}
 	ours := func(f *os.File) *os.File { t.Cleanup(func() { f.Close() }); return f }
-	config, theirs, err := pair(unix.SOCK_STREAM)
+	config, theirs, err := rights.Pair(unix.SOCK_STREAM)
 	ours(config)
 	add(theirs, err)
 	c := api.Config{
@@ -161,7 +161,7 @@ func start(t *testing.T, vcpus int, lie lies, from *asleep) *machine {
 		ours **os.File
 		file *api.File
 	}{{unix.SOCK_STREAM, &m.control, &c.Control}, {unix.SOCK_SEQPACKET, &m.wire, nil}} {
-		mine, theirs, err := pair(s.kind)
+		mine, theirs, err := rights.Pair(s.kind)
 		at := add(theirs, err)
 		*s.ours = ours(mine)
 		if s.file != nil {
@@ -170,7 +170,7 @@ func start(t *testing.T, vcpus int, lie lies, from *asleep) *machine {
 		}
 		c.Net = &api.Net{File: at, MAC: api.MAC{2, 0, 0, 0, 0, 1}, MTU: 1500, Offload: true}
 	}
-	sock, theirs, err := pair(unix.SOCK_SEQPACKET)
+	sock, theirs, err := rights.Pair(unix.SOCK_SEQPACKET)
 	c.Vsock = &api.Vsock{CID: 3, Broker: add(theirs, err)}
 	m.broker = broker.New(sock)
 	t.Cleanup(func() { m.broker.Close() })
@@ -288,15 +288,4 @@ func pattern(size int, spoiled bool) []byte {
 		b[pageSize+100] ^= 1
 	}
 	return b
-}
-
-func pair(kind int) (ours, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := unix.SetNonblock(fds[0], true); err != nil {
-		return nil, nil, err
-	}
-	return os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs"), nil
 }
