@@ -71,7 +71,17 @@ func putToSleepOn(s settings, memory int64, without []jailer.Layer, on *cable) (
 }
 
 // save asks the machine for a snapshot into two files.
-func (m *sporeMachine) save(out []*os.File) error { return m.ask(api.OpSave, out...) }
+func (m *sporeMachine) save(out []*os.File) error { return m.askWithPages(api.OpSave, out...) }
+
+// askWithPages makes a request with descriptors, the last of which is the machine's page table.
+func (m *sporeMachine) askWithPages(op api.Op, out ...*os.File) error {
+	pagemap, err := jailer.Pagemap(m.pid())
+	if err != nil {
+		return err
+	}
+	defer pagemap.Close()
+	return m.ask(op, append(out, pagemap)...)
+}
 
 // ask makes a request with descriptors and waits for its reply.
 func (m *sporeMachine) ask(op api.Op, out ...*os.File) error {

@@ -134,7 +134,7 @@ func learn(f files, dir string) (string, error) {
 		return "", err
 	}
 	defer out.Close()
-	return path, m.ask(api.OpHot, out)
+	return path, m.askWithPages(api.OpHot, out)
 }
 
 // qmp speaks QEMU's control protocol as far as a snapshot needs it.

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"sync/atomic"
 )
 
 // GPA is a guest physical address.
@@ -33,8 +34,8 @@ func (r Region) end() GPA { return r.Base + GPA(len(r.Host)) }
 
 // Memory is the guest's RAM. Its regions never change after New, so it needs no lock.
 type Memory struct {
-	regions []Region // sorted by Base, not overlapping
-	writes  *writes  // nil unless they are noted
+	regions []Region               // sorted by Base, not overlapping
+	writes  atomic.Pointer[writes] // nil unless they are noted
 }
 
 // New makes a Memory of regions in any order. It refuses regions that are empty, unaligned, overlap or wrap.

@@ -16,6 +16,7 @@ func TestWritesAreNoted(t *testing.T) {
 		return all
 	}
 	m.WriteAt([]byte{1}, 0)
+	m.TakeWrites(0, nil)
 	if got := taken(); got != [3]uint64{} {
 		t.Errorf("without a log: %b", got)
 	}
@@ -41,5 +42,15 @@ func TestWritesAreNoted(t *testing.T) {
 		if got := taken(); got != test.want {
 			t.Errorf("%s: noted %b, want %b", test.name, got, test.want)
 		}
+	}
+	m.WriteAt([]byte{1}, 0)
+	m.EndWrites()
+	m.WriteAt([]byte{1}, page)
+	if got := taken(); got != [3]uint64{} {
+		t.Errorf("after the log: %b", got)
+	}
+	m.LogWrites()
+	if got := taken(); got != [3]uint64{} {
+		t.Errorf("a second log begins with %b", got)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"spore/internal/rights"
+	"spore/jailer"
 	"spore/vmm/api"
 )
 
@@ -32,6 +33,16 @@ func (m *machine) readControl() {
 			m.mu.Unlock()
 		}
 	}
+}
+
+// requestWithPages is request for what the VMM must know about its own memory: which pages of it are no file's.
+func (m *machine) requestWithPages(ctx context.Context, r api.Request, files ...*os.File) (api.Reply, error) {
+	pagemap, err := jailer.Pagemap(m.process.pid())
+	if err != nil {
+		return api.Reply{}, err
+	}
+	defer pagemap.Close()
+	return m.request(ctx, r, append(files, pagemap)...)
 }
 
 // errGone says that the VMM ended before it answered.

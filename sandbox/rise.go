@@ -97,7 +97,7 @@ func (v *supervisor) learn() {
 		return
 	}
 	err := v.learnFrom.NoteHot(func(f *os.File) error {
-		_, err := v.machine.request(v.ctx, api.Request{Op: api.OpHot}, f)
+		_, err := v.machine.requestWithPages(v.ctx, api.Request{Op: api.OpHot}, f)
 		return err
 	})
 	v.host.log().Debug("learn hot pages", "err", err)

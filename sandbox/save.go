@@ -123,7 +123,7 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 			return s, fmt.Errorf("save sandbox: %w", err)
 		}
 	}
-	reply, err := v.machine.request(ctx, api.Request{Op: api.OpSave, Live: live, GoOn: live}, to.State, to.Memory)
+	reply, err := v.machine.requestWithPages(ctx, api.Request{Op: api.OpSave, Live: live, GoOn: live}, to.State, to.Memory)
 	if err != nil { // then the VMM has left it as it was
 		s.goesOn = ctx.Err() == nil
 		return s, fmt.Errorf("save sandbox: %w", err)

@@ -13,20 +13,21 @@ import (
 )
 
 // Hot writes which pages of a machine that woke have been written since: a bit for each page of Config.Memory, in the order
-// of the memory file, in little-endian words. Another machine that wakes from the same snapshot will write to most of them, and
+// of the memory file, in little-endian words. pagemap is /proc/PID/pagemap of this process. Another machine that wakes from the same snapshot will write to most of them, and
 // most of those it reads first: if they are copied before it runs, it faults once for each and not twice.
-func (m *Machine) Hot(to *os.File) error {
+func (m *Machine) Hot(to, pagemap *os.File) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.changed == nil || m.state == Stopped {
+	if !m.woke || m.state == Stopped {
 		return fmt.Errorf("list written pages: the machine did not wake, or has ended: %w", ErrState)
 	}
 	var b []byte
-	for i := range m.changed {
-		if _, err := m.takeWritten(i); err != nil {
+	for _, r := range m.ram.mem.Regions() {
+		pages, err := owned(pagemap, r)
+		if err != nil {
 			return err
 		}
-		for _, word := range m.changed[i] {
+		for _, word := range pages {
 			b = binary.LittleEndian.AppendUint64(b, word)
 		}
 	}

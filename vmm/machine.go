@@ -68,7 +68,8 @@ type Machine struct {
 	net       *net.Device                // likewise
 	serialIRQ *os.File                   // nil without a UART
 	filled    pageSet                    // blocks of memory that the snapshot has, in the order of its file
-	changed   []pageSet                  // by region of RAM, a bit for each page that is not the snapshot's any more; nil for a machine that was booted
+	woke      bool                       // from a snapshot; it was booted otherwise
+	logging   bool                       // who writes what to the RAM, for a live snapshot
 
 	confine func() error // for the thread of each vCPU; nil is none
 	lead    bool         // the first vCPU's goroutine is the one that calls Lead
@@ -234,6 +235,7 @@ func (m *Machine) kick() {
 func (m *Machine) Resume(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	defer m.endLog()
 	return m.resume(ctx)
 }
 

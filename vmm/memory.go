@@ -34,7 +34,7 @@ func newRAM(cfg *api.Config, env Env) (_ *ram, err error) {
 			err = errors.Join(err, r.close())
 		}
 	}()
-	if err := r.mapRegions(cfg); err != nil {
+	if err := r.mapRegions(); err != nil {
 		return r, err
 	}
 	if err := r.mapPmem(cfg, env); err != nil {
@@ -43,9 +43,8 @@ func newRAM(cfg *api.Config, env Env) (_ *ram, err error) {
 	return r, nil
 }
 
-// mapRegions makes the RAM, empty. That of a machine which is to wake is made so that it is noted who writes what, for
-// the next snapshot.
-func (r *ram) mapRegions(cfg *api.Config) (err error) {
+// mapRegions makes the RAM, empty.
+func (r *ram) mapRegions() (err error) {
 	var regions []guestmem.Region
 	var offset int64
 	for _, l := range r.layout {
@@ -59,16 +58,11 @@ func (r *ram) mapRegions(cfg *api.Config) (err error) {
 		}
 		regions = append(regions, guestmem.Region{Base: l.Base, Host: m.bytes, Offset: offset})
 		offset += int64(l.Size)
-		r.slots = append(r.slots, kvm.MemSlot{Slot: uint32(len(r.slots)), GPA: uint64(l.Base), Host: m.bytes, LogDirty: wakes(cfg)})
+		r.slots = append(r.slots, kvm.MemSlot{Slot: uint32(len(r.slots)), GPA: uint64(l.Base), Host: m.bytes})
 	}
-	if r.mem, err = guestmem.New(regions...); err == nil && wakes(cfg) {
-		r.mem.LogWrites()
-	}
+	r.mem, err = guestmem.New(regions...)
 	return err
 }
-
-// wakes reports whether a machine of that configuration is made to wake from a snapshot, now or later.
-func wakes(cfg *api.Config) bool { return cfg.Restore != nil || cfg.Wait }
 
 // fill puts the blocks of a memory file that are filled in their places in RAM: pages are read from it when they are
 // touched, and copied when they are written.

@@ -12,6 +12,9 @@ import (
 // access that runs out of it faults instead of reaching memory of ours.
 const guard = hugePage
 
+// address is where b is in this process.
+func address(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+
 // mapping is a stretch of this process's memory that backs guest memory.
 type mapping struct {
 	whole []byte // with the guards
@@ -24,7 +27,7 @@ func reserve(size int) (mapping, error) {
 	if err != nil {
 		return mapping{}, fmt.Errorf("reserve %d bytes: %w", size, os.NewSyscallError("mmap", err))
 	}
-	start := uintptr(unsafe.Pointer(unsafe.SliceData(whole)))
+	start := address(whole)
 	off := int((start+guard+hugePage-1)&^(hugePage-1) - start)
 	return mapping{whole: whole, bytes: whole[off : off+size : off+size]}, nil
 }

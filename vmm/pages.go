@@ -5,7 +5,11 @@ import "math/bits"
 // pageSet is a set of the pages of a region: a bit for each, as in KVM's dirty log.
 type pageSet []uint64
 
-func (s pageSet) add(page int) { s[page/64] |= 1 << (page % 64) }
+func (s pageSet) add(page int)    { s[page/64] |= 1 << (page % 64) }
+func (s pageSet) remove(page int) { s[page/64] &^= 1 << (page % 64) }
+
+// has reports whether page is in the set. What is beyond its end is not.
+func (s pageSet) has(page int) bool { return page/64 < len(s) && s[page/64]&(1<<(page%64)) != 0 }
 
 // next is the first page from page on that is in the set, or, for a want of false, that is not; the end if there is none.
 func (s pageSet) next(page int, want bool) int {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 
-	"spore/guestmem"
 	"spore/kvm"
 	"spore/vmm/api"
 	"spore/vmm/boot"
@@ -119,9 +118,7 @@ func (m *Machine) restore(Env) error {
 			return err
 		}
 	}
-	for _, r := range m.ram.mem.Regions() {
-		m.changed = append(m.changed, make(pageSet, guestmem.Words(len(r.Host))))
-	}
+	m.woke = true
 	if m.cfg.Test {
 		return nil
 	}

@@ -1,7 +1,6 @@
 package vmm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,26 +20,23 @@ import (
 // on. After an error it is as it was, but that a pause which fails may have left it half paused (see Pause). The memory of a machine
 // that was booted is written whole, of one that woke from a snapshot only what has changed since: Saved.Changes says which.
 //
-// Both files are empty and stay the caller's. Memory goes to the offsets of Config.Memory, with holes for pages that were
-// never touched; its size is the caller's business. Live copies memory while the guest runs, and stops it for the rest only;
-// it needs a machine that woke from a snapshot. With goOn a machine that ran does so again, before the state is written, if
+// The files stay the caller's; state and memory are empty, pagemap is /proc/PID/pagemap of this process. Memory goes to the offsets of
+// Config.Memory, with holes for pages that were never touched; its size is the caller's business. Live copies memory while the guest
+// runs, and stops it for the rest only. With goOn a machine that ran does so again, before the state is written, if
 // nothing was written to its disks since Track: then there is nothing to wait for.
-func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live, goOn bool) (saved api.Saved, err error) {
+func (m *Machine) Save(ctx context.Context, stateFile, memory, pagemap *os.File, live, goOn bool) (saved api.Saved, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.serialIRQ != nil {
 		return saved, errors.New("save machine: its debug console cannot be saved: run it without --debug-console")
 	}
-	saved.Changes = m.changed != nil
+	saved.Changes = m.woke
 	blocks := make(pageSet, snapshot.BlockWords(m.cfg.Memory)) // of the memory file, once the changes are put on what it woke with
 	copy(blocks, m.filled)
-	if live && saved.Changes && m.state == Running {
-		for pass := range livePasses {
-			n, err := m.copyChanged(ctx, memory, blocks, pass == 0)
-			if err != nil {
-				return saved, fmt.Errorf("save machine: %w", err)
-			}
-			saved.Before += n
+	if live = live && m.state == Running; live {
+		defer m.endLog()
+		if saved.Before, err = m.copyLive(ctx, memory, pagemap, blocks); err != nil {
+			return saved, fmt.Errorf("save machine: %w", err)
 		}
 	}
 	clock := timing.Start()
@@ -58,7 +54,16 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory *os.File, live, go
 	if err := m.state.to(Running); err != nil { // it has ended meanwhile
 		return saved, fmt.Errorf("save machine: %w", err)
 	}
-	if err := m.saveParked(ctx, stateFile, memory, blocks, &saved, goOn, clock); err != nil {
+	if live {
+		saved.During, err = m.copyWritten(ctx, memory, blocks)
+	} else {
+		saved.During, err = m.copyOwned(ctx, memory, pagemap, blocks)
+	}
+	if err != nil {
+		return saved, fmt.Errorf("save machine: %w", err)
+	}
+	clock.Done("memory")
+	if err := m.saveParked(ctx, stateFile, blocks, &saved, goOn, clock); err != nil {
 		return saved, fmt.Errorf("save machine: %w", err)
 	}
 	saved.Steps = Steps(clock)
@@ -73,17 +78,8 @@ func Steps(clock *timing.Clock) (list []api.Step) {
 	return list
 }
 
-// saveParked writes what must be of one moment, and lets the machine run on where that is asked for and can be.
-func (m *Machine) saveParked(ctx context.Context, stateFile, memory *os.File, blocks pageSet, saved *api.Saved, goOn bool, clock *timing.Clock) (err error) {
-	if saved.Changes {
-		saved.During, err = m.copyChanged(ctx, memory, blocks, saved.Before == 0)
-	} else {
-		saved.During, err = m.copyTouched(ctx, memory, blocks)
-	}
-	if err != nil {
-		return err
-	}
-	clock.Done("memory")
+// saveParked writes what else must be of one moment, and lets the machine run on where that is asked for and can be.
+func (m *Machine) saveParked(ctx context.Context, stateFile *os.File, blocks pageSet, saved *api.Saved, goOn bool, clock *timing.Clock) error {
 	saved.Disks = m.takeDiskWrites()
 	state, devices, err := m.gather(blocks)
 	if err != nil {
@@ -144,9 +140,19 @@ func written(disks map[string][]api.Extent) bool {
 	return false
 }
 
-// livePasses is how often memory is copied while the guest runs. The first pass takes what has changed since the machine
-// woke, the second what changed during the first; a third finds little less than the second.
-const livePasses = 2
+// copyLive copies memory twice while the guest runs: all that is not the memory file's, and what was written during that. A third
+// time would find little less than the second.
+func (m *Machine) copyLive(ctx context.Context, memory, pagemap *os.File, blocks pageSet) (int64, error) {
+	if err := m.logWrites(true); err != nil {
+		return 0, err
+	}
+	first, err := m.copyOwned(ctx, memory, pagemap, blocks)
+	if err != nil {
+		return 0, err
+	}
+	second, err := m.copyWritten(ctx, memory, blocks)
+	return first + second, err
+}
 
 // gather reads the state of a paused machine. The devices' is not in the State yet: to write it down can wait until the guest runs.
 func (m *Machine) gather(blocks pageSet) (*snapshot.State, []deviceState, error) {
@@ -197,18 +203,30 @@ func encode(s *snapshot.State, devices []deviceState) ([]byte, error) {
 	return snapshot.Encode(s)
 }
 
-// copyChanged writes the pages of a machine that woke which are not the snapshot's any more: on a save's first pass all
-// of them, on later passes those that were written since the last. What is written from now on is for the next pass, or
-// the next save.
-func (m *Machine) copyChanged(ctx context.Context, to *os.File, blocks pageSet, first bool) (n int64, err error) {
+// copyOwned writes all that is not the memory file's.
+func (m *Machine) copyOwned(ctx context.Context, to, pagemap *os.File, blocks pageSet) (n int64, err error) {
+	for _, r := range m.ram.mem.Regions() {
+		pages, err := owned(pagemap, r)
+		if err != nil {
+			return n, err
+		}
+		m.withoutZeros(r, pages)
+		k, err := copyPages(ctx, to, r, pages, blocks)
+		n += k
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// copyWritten writes what was written since the last copy of a live snapshot.
+func (m *Machine) copyWritten(ctx context.Context, to *os.File, blocks pageSet) (n int64, err error) {
 	for i, r := range m.ram.mem.Regions() {
 		pages, err := m.takeWritten(i)
 		if err != nil {
 			return n, err
 		}
-		if first {
-			pages = m.changed[i]
-		}
 		k, err := copyPages(ctx, to, r, pages, blocks)
 		n += k
 		if err != nil {
@@ -217,40 +235,6 @@ func (m *Machine) copyChanged(ctx context.Context, to *os.File, blocks pageSet, 
 	}
 	return n, nil
 }
-
-// takeWritten returns which pages of a region of RAM were written since it was asked last, and adds them to those that are not the
-// snapshot's any more.
-func (m *Machine) takeWritten(region int) (pageSet, error) {
-	pages := make(pageSet, len(m.changed[region]))
-	if err := m.vm.DirtyLog(uint32(region), pages); err != nil {
-		return nil, err
-	}
-	m.ram.mem.TakeWrites(region, pages)
-	for w := range pages {
-		m.changed[region][w] |= pages[w]
-	}
-	return pages, nil
-}
-
-// copyTouched writes every page that is not zero, as one that the guest never touched is.
-func (m *Machine) copyTouched(ctx context.Context, to *os.File, blocks pageSet) (n int64, err error) {
-	for _, r := range m.ram.mem.Regions() {
-		pages := make(pageSet, guestmem.Words(len(r.Host)))
-		for at := 0; at < len(r.Host); at += guestmem.PageSize {
-			if !bytes.Equal(r.Host[at:at+guestmem.PageSize], zeroPage[:]) {
-				pages.add(at / guestmem.PageSize)
-			}
-		}
-		k, err := copyPages(ctx, to, r, pages, blocks)
-		n += k
-		if err != nil {
-			return n, err
-		}
-	}
-	return n, nil
-}
-
-var zeroPage [guestmem.PageSize]byte
 
 // maxRun bounds one write, in pages.
 const maxRun = 256

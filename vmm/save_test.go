@@ -29,6 +29,17 @@ func memFile(t testing.TB, name string) *os.File {
 	return f
 }
 
+// pagemap is that of this process, which is the VMM here.
+func pagemap(t testing.TB) *os.File {
+	t.Helper()
+	f, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
 type saveFiles struct{ State, Memory *os.File }
 
 // save takes a snapshot of m. Memory changed since another snapshot goes on top of a copy of that one's.
@@ -36,7 +47,7 @@ func save(t testing.TB, m *Machine, base *os.File, live bool) (to saveFiles, sav
 	t.Helper()
 	to = saveFiles{State: memFile(t, "state"), Memory: memFile(t, "memory")}
 	running := m.state == Running
-	saved, err := m.Save(t.Context(), to.State, to.Memory, live, false)
+	saved, err := m.Save(t.Context(), to.State, to.Memory, pagemap(t), live, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +245,7 @@ func TestHotPages(t *testing.T) {
 	}
 	await(t, p)
 	from, _ := save(t, m, nil, false)
-	if err := m.Hot(memFile(t, "hot")); !errors.Is(err, ErrState) {
+	if err := m.Hot(memFile(t, "hot"), pagemap(t)); !errors.Is(err, ErrState) {
 		t.Errorf("hot pages of a machine that booted: %v, want ErrState", err)
 	}
 	m, p = wake(t, from, nil)
@@ -246,7 +257,7 @@ func TestHotPages(t *testing.T) {
 		await(t, p)
 	}
 	hot := memFile(t, "hot")
-	if err := m.Hot(hot); err != nil {
+	if err := m.Hot(hot, pagemap(t)); err != nil {
 		t.Fatal(err)
 	}
 	pages := make([]byte, m.cfg.Memory/guestmem.PageSize/8)

@@ -31,7 +31,7 @@ func BenchmarkStop(b *testing.B) {
 	for b.Loop() {
 		for last := turn(); turn() == last; { // it runs
 		}
-		saved, err := m.Save(b.Context(), state, memory, true, true)
+		saved, err := m.Save(b.Context(), state, memory, pagemap(b), true, true)
 		if err != nil {
 			b.Fatal(err)
 		}

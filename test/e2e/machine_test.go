@@ -17,6 +17,7 @@ import (
 	"spore/agent"
 	"spore/guest"
 	"spore/internal/rights"
+	"spore/jailer"
 	"spore/sandbox"
 	"spore/sandbox/broker"
 	"spore/vmm/api"
@@ -250,7 +251,12 @@ func (m *machine) save() *dormantFiles {
 		list[i] = os.NewFile(uintptr(fd), name)
 		m.t.Cleanup(func() { list[i].Close() })
 	}
-	m.ask(api.Request{ID: 1, Op: api.OpSave}, list[0], list[1])
+	pagemap, err := jailer.Pagemap(m.process.Pid)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer pagemap.Close()
+	m.ask(api.Request{ID: 1, Op: api.OpSave}, list[0], list[1], pagemap)
 	if err := list[1].Truncate(machineMemory); err != nil {
 		m.t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/internal/testenv"
+	"spore/jailer"
 	"spore/vmm/api"
 )
 
@@ -198,8 +199,13 @@ func (r *running) save(goOn bool) (s asleep) {
 		}
 		*f = os.NewFile(uintptr(fd), name)
 	}
+	pagemap, err := jailer.Pagemap(r.process.Pid)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer pagemap.Close()
 	r.ask(api.Request{Op: api.OpTrack})
-	reply := r.ask(api.Request{Op: api.OpSave, Live: true, GoOn: goOn}, s.state, s.memory)
+	reply := r.ask(api.Request{Op: api.OpSave, Live: true, GoOn: goOn}, s.state, s.memory, pagemap)
 	s.goesOn = reply.Saved.GoesOn
 	for _, f := range []*os.File{s.state, s.memory} {
 		if st, err := f.Stat(); err != nil || st.Size() == 0 {

@@ -11,13 +11,16 @@ const (
 	OpStats   Op = "stats"   // Reply.Counters
 	OpBalloon Op = "balloon" // Request.Bytes is the new balloon size
 	OpWake    Op = "wake"    // to a shell: continue from the snapshot of Request.Config, whose files come with the request
-	OpHot     Op = "hot"     // which pages were written since the machine woke, into the descriptor that comes with the request
+	OpHot     Op = "hot"     // which pages were written since the machine woke, into the first of the HotFiles descriptors that come with the request
 	OpTrack   Op = "track"   // from now on, what is written to the disks is for the next OpSave to say
 	OpSave    Op = "save"    // pause, and a snapshot into the SaveFiles descriptors that come with the request; Reply.Saved
 
 	// SaveFiles is how many descriptors come with OpSave: the state file and the memory file, both empty and open for
-	// writing. They are attached to the first byte of the request (SCM_RIGHTS).
-	SaveFiles = 2
+	// writing, and /proc/PID/pagemap of the VMM, which says what was written to its memory. They are attached to the first byte
+	// of the request (SCM_RIGHTS).
+	SaveFiles = 3
+	// HotFiles is how many come with OpHot: a file that is empty and open for writing, and the same pagemap.
+	HotFiles = 2
 )
 
 // Request is one message from the supervisor.

@@ -22,11 +22,11 @@ type Machine interface {
 	Stop(detail string) // the machine ends; safe at any time
 	Stats() map[string]map[string]uint64
 	SetBalloon(bytes int64) error
-	Hot(to *os.File) error
+	Hot(to, pagemap *os.File) error
 	Track()
 	Stopped() time.Duration // the last pause
 	// Save pauses, and writes a snapshot to files that stay the caller's.
-	Save(ctx context.Context, state, memory *os.File, live, goOn bool) (api.Saved, error)
+	Save(ctx context.Context, state, memory, pagemap *os.File, live, goOn bool) (api.Saved, error)
 }
 
 // patience bounds a pause or resume. A device that takes longer is broken, and the supervisor hears so. A snapshot takes as long
@@ -136,11 +136,9 @@ func (s *Server) answer(ctx context.Context, m Machine, r api.Request, files []*
 	case api.OpTrack:
 		m.Track()
 	case api.OpHot:
-		if len(files) != 1 {
-			err = fmt.Errorf("%d descriptors came with the request, want 1", len(files))
-			break
+		if err = want(files, api.HotFiles); err == nil {
+			err = m.Hot(files[0], files[1])
 		}
-		err = m.Hot(files[0])
 	case api.OpSave:
 		reply.Saved, err = save(ctx, m, r, files)
 	default:
@@ -153,11 +151,18 @@ func (s *Server) answer(ctx context.Context, m Machine, r api.Request, files []*
 	return reply
 }
 
-func save(ctx context.Context, m Machine, r api.Request, files []*os.File) (*api.Saved, error) {
-	if len(files) != api.SaveFiles {
-		return nil, fmt.Errorf("%d descriptors came with the request, want %d", len(files), api.SaveFiles)
+func want(files []*os.File, n int) error {
+	if len(files) != n {
+		return fmt.Errorf("%d descriptors came with the request, want %d", len(files), n)
 	}
-	saved, err := m.Save(ctx, files[0], files[1], r.Live, r.GoOn)
+	return nil
+}
+
+func save(ctx context.Context, m Machine, r api.Request, files []*os.File) (*api.Saved, error) {
+	if err := want(files, api.SaveFiles); err != nil {
+		return nil, err
+	}
+	saved, err := m.Save(ctx, files[0], files[1], files[2], r.Live, r.GoOn)
 	if err != nil {
 		return nil, err
 	}

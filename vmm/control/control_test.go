@@ -35,16 +35,19 @@ func (m *machine) Pause(context.Context) error  { return m.note("pause") }
 func (m *machine) Resume(context.Context) error { return m.note("resume") }
 func (m *machine) SetBalloon(int64) error       { return m.note("balloon") }
 func (m *machine) Stop(string)                  { m.note("stop"); m.once.Do(func() { close(m.ended) }) }
-func (m *machine) Save(_ context.Context, state, memory *os.File, live, _ bool) (api.Saved, error) {
+func (m *machine) Save(_ context.Context, state, memory, pagemap *os.File, live, _ bool) (api.Saved, error) {
 	if _, err := state.WriteString("state"); err != nil {
 		return api.Saved{}, err
 	}
-	_, err := memory.WriteString("memory")
+	if _, err := memory.WriteString("memory"); err != nil {
+		return api.Saved{}, err
+	}
+	_, err := pagemap.WriteString("pagemap")
 	return api.Saved{Changes: live}, errors.Join(err, m.note("save"))
 }
-func (m *machine) Hot(*os.File) error     { return m.note("hot") }
-func (m *machine) Track()                 { m.note("track") }
-func (m *machine) Stopped() time.Duration { return time.Second }
+func (m *machine) Hot(_, _ *os.File) error { return m.note("hot") }
+func (m *machine) Track()                  { m.note("track") }
+func (m *machine) Stopped() time.Duration  { return time.Second }
 func (m *machine) Stats() map[string]map[string]uint64 {
 	return map[string]map[string]uint64{"vcpu0": {"mmio": 3}}
 }
@@ -157,7 +160,7 @@ func TestSaveWritesToTheDescriptors(t *testing.T) {
 	for _, test := range []struct {
 		files int
 		want  string
-	}{{2, ""}, {0, "0 descriptors came with the request, want 2"}, {1, "1 descriptors came with the request, want 2"}, {3, "3 descriptors came with the request, want 2"}} {
+	}{{3, ""}, {0, "0 descriptors came with the request, want 3"}, {2, "2 descriptors came with the request, want 3"}, {4, "4 descriptors came with the request, want 3"}} {
 		var rights []int
 		var paths []string
 		for range test.files {
@@ -192,7 +195,7 @@ func TestSaveWritesToTheDescriptors(t *testing.T) {
 		if reply.Reply.Saved == nil || !reply.Reply.Saved.Changes {
 			t.Errorf("%d files: reply %+v", test.files, reply.Reply)
 		}
-		for i, want := range []string{"state", "memory"} {
+		for i, want := range []string{"state", "memory", "pagemap"} {
 			if got, err := os.ReadFile(paths[i]); err != nil || string(got) != want {
 				t.Errorf("file %d holds %q, %v", i, got, err)
 			}

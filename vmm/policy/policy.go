@@ -109,6 +109,7 @@ var enterGuest = seccomp.Policy{
 // saveMachine is what a snapshot reads of the VM (linux/kvm.h). Nothing of it changes the machine but the log, which it
 // empties; all that sets state is over by now, and the vCPUs' own threads may do none of it.
 var saveMachine = ioctls(
+	ioctl{0x4020ae46, "KVM_SET_USER_MEMORY_REGION: a dirty log, for as long as a live snapshot needs it"},
 	ioctl{0x4010ae42, "KVM_GET_DIRTY_LOG"},
 	ioctl{0xc208ae62, "KVM_GET_IRQCHIP"},
 	ioctl{0x8030ae7c, "KVM_GET_CLOCK"},

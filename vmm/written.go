@@ -1,0 +1,130 @@
+package vmm
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"spore/guestmem"
+	"spore/vmm/snapshot"
+)
+
+// Two things know what was written to the RAM. The page table of this process knows all that was ever, by the guest or by a device:
+// a page that was written is the process's own, one that was only read is still the memory file's. That costs nothing until
+// somebody asks. What is written from one moment to another, KVM's dirty log and that of guestmem know; they are kept only while a
+// live snapshot needs them, for under a dirty log KVM maps a guest's memory page by page and faults where it would not.
+
+// Bits of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst). There is one for each page of the address space.
+const (
+	pagePresent = 1 << 63
+	pageSwapped = 1 << 62
+	pageShared  = 1 << 61 // it is a file's, or of shared memory
+
+	pageEntry = 8 // bytes
+)
+
+// owned returns the pages of a region of RAM that are not the memory file's: those that were written since the machine woke, and
+// of what was never in the file those that were touched.
+func owned(pagemap *os.File, r guestmem.Region) (pageSet, error) {
+	pages := make(pageSet, guestmem.Words(len(r.Host)))
+	b := make([]byte, 64<<10)
+	for page, n := 0, len(r.Host)/guestmem.PageSize; page < n; {
+		b := b[:min(len(b), (n-page)*pageEntry)]
+		if err := readAll(pagemap, b, int64(address(r.Host))/guestmem.PageSize*pageEntry+int64(page)*pageEntry); err != nil {
+			return nil, fmt.Errorf("page table of RAM at %#x: %w", r.Base, err)
+		}
+		for ; len(b) > 0; b = b[pageEntry:] {
+			if e := binary.LittleEndian.Uint64(b); e&(pagePresent|pageSwapped) != 0 && e&pageShared == 0 {
+				pages.add(page)
+			}
+			page++
+		}
+	}
+	return pages, nil
+}
+
+// withoutZeros takes those pages of a region out of the set that are zero where the memory file has nothing: there a page need not
+// be written to be zero, and one that was written may have come with the 511 beside it.
+func (m *Machine) withoutZeros(r guestmem.Region, pages pageSet) {
+	for page := pages.next(0, true); page < len(r.Host)/guestmem.PageSize; page = pages.next(page+1, true) {
+		at := page * guestmem.PageSize
+		if !m.filled.has(int((r.Offset+int64(at))/snapshot.BlockSize)) && bytes.Equal(r.Host[at:at+guestmem.PageSize], zeroPage[:]) {
+			pages.remove(page)
+		}
+	}
+}
+
+// logWrites begins or ends to note who writes what. When it has begun, every later write will be found by takeWritten, and
+// every earlier one by owned. It may be called while the guest runs.
+func (m *Machine) logWrites(on bool) error {
+	if on == m.logging {
+		return nil
+	}
+	if on {
+		m.ram.mem.LogWrites()
+	}
+	for i := range m.ram.mem.Regions() {
+		s := m.ram.slots[i]
+		s.LogDirty = on
+		if err := m.vm.SetMemory(s); err != nil {
+			return fmt.Errorf("dirty log of memory slot %d: %w", s.Slot, err)
+		}
+	}
+	if !on {
+		m.ram.mem.EndWrites()
+	}
+	m.logging = on
+	return nil
+}
+
+// endLog ends the log of a machine that runs, after what must not wait for it: that takes some milliseconds. One that stands still keeps
+// it until it runs.
+func (m *Machine) endLog() {
+	if m.state != Running {
+		return
+	}
+	if err := m.logWrites(false); err != nil {
+		m.log.Warn("a log of writes goes on", "error", err)
+	}
+}
+
+// takeWritten returns which pages of a region of RAM were written since it was asked last, or since logWrites began.
+func (m *Machine) takeWritten(region int) (pageSet, error) {
+	pages := make(pageSet, guestmem.Words(len(m.ram.mem.Regions()[region].Host)))
+	if err := m.vm.DirtyLog(uint32(region), pages); err != nil {
+		return nil, err
+	}
+	m.ram.mem.TakeWrites(region, pages)
+	return pages, nil
+}
+
+var zeroPage [guestmem.PageSize]byte
+
+// readAll is a pread of everything, by the call that disks are read with.
+func readAll(f *os.File, b []byte, off int64) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for len(b) > 0 {
+		var n int
+		var inner error
+		if err := raw.Control(func(fd uintptr) { n, inner = unix.Preadv2(int(fd), [][]byte{b}, off, 0) }); err != nil {
+			return err
+		}
+		switch {
+		case inner == unix.EINTR:
+			continue
+		case inner != nil:
+			return os.NewSyscallError("preadv2", inner)
+		case n == 0:
+			return io.ErrUnexpectedEOF
+		}
+		b, off = b[n:], off+int64(n)
+	}
+	return nil
+}
