@@ -27,6 +27,52 @@ func openSystem(t *testing.T) *System {
 	return s
 }
 
+// TestLogSwitch turns a log on and off; while it is off KVM has none.
+func TestLogSwitch(t *testing.T) {
+	vm, err := openSystem(t).CreateVM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Close()
+	mem, err := unix.Mmap(-1, 0, 1<<16, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mem)
+	slot := MemSlot{Host: mem}
+	if err := vm.SetMemory(slot); err != nil {
+		t.Fatal(err)
+	}
+	for _, slots := range [][]MemSlot{nil, {slot, slot, slot}} {
+		if _, err := vm.NewLogSwitch(0, slots); err == nil {
+			t.Errorf("a switch of %d slots", len(slots))
+		}
+	}
+	const at = 0x10_0000
+	s, err := vm.NewLogSwitch(at, []MemSlot{slot})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := vm.NewLogSwitch(at, []MemSlot{slot}); !errors.Is(err, unix.EEXIST) {
+		t.Errorf("a second table at its place: %v", err)
+	}
+	for _, on := range []bool{true, false, true} {
+		if err := s.Set(on); err != nil {
+			t.Fatal(err)
+		}
+		if err := vm.DirtyLog(0, make([]uint64, 1)); (err == nil) != on || err != nil && !errors.Is(err, unix.ENOENT) {
+			t.Errorf("log on: %v; asked for it: %v", on, err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if s, err = vm.NewLogSwitch(at, []MemSlot{slot, slot}); err != nil {
+		t.Fatalf("its place again: %v", err)
+	}
+	s.Close()
+}
+
 // newGuest makes a VM with one page of memory that holds code, and a vCPU that enters it in real mode at 0.
 func newGuest(t *testing.T, code ...byte) (*VM, *VCPU) {
 	t.Helper()

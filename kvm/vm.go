@@ -38,6 +38,12 @@ const (
 
 // SetMemory adds or replaces a slot (KVM_SET_USER_MEMORY_REGION, api.rst 4.35). An empty Host removes it.
 func (vm *VM) SetMemory(s MemSlot) error {
+	arg := s.raw()
+	_, err := ioctlPtr("KVM_SET_USER_MEMORY_REGION", vm.fd, setMemory, &arg)
+	return err
+}
+
+func (s MemSlot) raw() memSlot {
 	arg := memSlot{slot: s.Slot, gpa: s.GPA, size: uint64(len(s.Host))}
 	if len(s.Host) > 0 {
 		arg.userspaceHVA = hostAddress(s.Host)
@@ -48,8 +54,7 @@ func (vm *VM) SetMemory(s MemSlot) error {
 	if s.LogDirty {
 		arg.flags |= memLogDirty
 	}
-	_, err := ioctlPtr("KVM_SET_USER_MEMORY_REGION", vm.fd, setMemory, &arg)
-	return err
+	return arg
 }
 
 // SetTSSAddress gives VT-x three pages that the guest must not use (KVM_SET_TSS_ADDR, api.rst 4.36), and the

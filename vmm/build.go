@@ -27,6 +27,10 @@ func (m *Machine) makeVM(env Env) error {
 	if err := m.ram.install(m.vm); err != nil {
 		return err
 	}
+	var err error
+	if m.logs, err = m.vm.NewLogSwitch(env.LogTable, m.ram.slots[:len(m.ram.layout)]); err != nil {
+		return err
+	}
 	if err := m.vm.SetTSSAddress(uint64(boot.TSSBase)); err != nil {
 		return err
 	}

@@ -37,6 +37,9 @@ type Env struct {
 	// guest's first instruction no other thread has to be woken.
 	Lead bool
 
+	// LogTable is where the table of kvm.LogSwitch has to be, because a filter names it; 0 is anywhere.
+	LogTable uintptr
+
 	Clock *timing.Clock // collects the steps of New; nil is none
 
 	filling bool // the VM is there already
@@ -69,6 +72,7 @@ type Machine struct {
 	serialIRQ *os.File                   // nil without a UART
 	filled    pageSet                    // blocks of memory that the snapshot has, in the order of its file
 	woke      bool                       // from a snapshot; it was booted otherwise
+	logs      *kvm.LogSwitch             // of the RAM
 	logging   bool                       // who writes what to the RAM, for a live snapshot
 
 	confine func() error // for the thread of each vCPU; nil is none
@@ -360,9 +364,12 @@ func (m *Machine) release() error {
 	if m.vm != nil {
 		errs = append(errs, m.vm.Close())
 	}
+	if m.logs != nil {
+		errs = append(errs, m.logs.Close())
+	}
 	if m.ram != nil {
 		errs = append(errs, m.ram.close())
 	}
-	m.devs, m.cpus, m.net, m.serialIRQ, m.vm, m.ram = nil, nil, nil, nil, nil, nil
+	m.logs, m.devs, m.cpus, m.net, m.serialIRQ, m.vm, m.ram = nil, nil, nil, nil, nil, nil, nil
 	return errors.Join(errs...)
 }

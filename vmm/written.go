@@ -67,12 +67,8 @@ func (m *Machine) logWrites(on bool) error {
 	if on {
 		m.ram.mem.LogWrites()
 	}
-	for i := range m.ram.mem.Regions() {
-		s := m.ram.slots[i]
-		s.LogDirty = on
-		if err := m.vm.SetMemory(s); err != nil {
-			return fmt.Errorf("dirty log of memory slot %d: %w", s.Slot, err)
-		}
+	if err := m.logs.Set(on); err != nil {
+		return err
 	}
 	if !on {
 		m.ram.mem.EndWrites()

@@ -26,6 +26,7 @@ import (
 	"spore/vmm"
 	"spore/vmm/api"
 	"spore/vmm/control"
+	"spore/vmm/policy"
 )
 
 // settled is how long after its start a guest is left alone.
@@ -81,7 +82,7 @@ func run(unjailed bool) error {
 	}
 	env := vmm.Env{Files: files, Shell: shell, Log: logger(cfg.ID, files, cfg.Log), Lead: true, Clock: clock}
 	if !unjailed {
-		env.Confine = confineVCPU
+		env.Confine, env.LogTable = confineVCPU, policy.LogTable
 	}
 	conn, err := control.NewSocket(files[cfg.Control])
 	if err != nil {

@@ -52,7 +52,7 @@ const kvmRun = 0xae80 // KVM_RUN
 // socket, connect, execve, ptrace or mprotect, and no memory is ever executable.
 func Running() seccomp.Policy {
 	var p seccomp.Policy
-	for _, group := range []seccomp.Policy{scheduling, memory, poller, signals, threads, enterGuest, saveMachine, blockDevice, sockets, control} {
+	for _, group := range []seccomp.Policy{scheduling, memory, overReserved(), poller, signals, threads, enterGuest, saveMachine, logWrites, blockDevice, sockets, control} {
 		p = append(p, group...)
 	}
 	return p
@@ -61,7 +61,7 @@ func Running() seccomp.Policy {
 // VCPU is what the thread of a vCPU may do: run the guest, answer its register accesses, and be a thread of Go's.
 func VCPU() seccomp.Policy {
 	var p seccomp.Policy
-	for _, group := range []seccomp.Policy{scheduling, memory, signals, enterGuest, vcpuThread} {
+	for _, group := range []seccomp.Policy{scheduling, memory, overReserved(), signals, enterGuest, vcpuThread} {
 		p = append(p, group...)
 	}
 	return p
@@ -79,7 +79,7 @@ var (
 		{Call: "exit_group", Why: "the process ends"},
 	}
 	memory = seccomp.Policy{
-		{Call: "mmap", Args: []seccomp.Arg{seccomp.Lacks(2, unix.PROT_EXEC)}, Why: "the heap grows; guest memory is mapped before the filter"},
+		{Call: "mmap", Args: []seccomp.Arg{seccomp.Lacks(2, unix.PROT_EXEC), seccomp.Lacks(3, replaces)}, Why: "the heap grows; guest memory is mapped before the filter"},
 		{Call: "madvise", Why: "the scavenger gives memory back; the balloon gives guest memory back"},
 		{Call: "munmap", Errno: uint16(unix.EPERM), Why: "the runtime gives back the ends of an aligned reservation, and does not look whether it could"},
 	}
@@ -102,6 +102,33 @@ var (
 	}
 )
 
+// LogTable is where spore-vmm has its kvm.LogSwitch: below the program, and so below all that the process may map memory over once a
+// guest runs. So what the table says cannot be changed: slots of the guest's memory with and without a dirty log. What is there can
+// be thrown away (madvise), and says then that the first slot is to go, which is the guest's end.
+const LogTable = 0x10_0000
+
+// replaces is what a mapping has that may be over another.
+const replaces = unix.MAP_FIXED
+
+// Where the Go runtime maps over what it has reserved is random, but it is at a multiple of 64 MiB for its heap, and high up for the rest:
+// in the middle of the addresses that a process has, so at least one of these bits is set.
+const firstHeapBit, lastHeapBit = 26, 46
+
+// overReserved lets the runtime map memory where it has reserved it.
+func overReserved() (p seccomp.Policy) {
+	for bit := firstHeapBit; bit <= lastHeapBit; bit++ {
+		p = append(p, seccomp.Rule{Call: "mmap", Args: []seccomp.Arg{seccomp.Lacks(2, unix.PROT_EXEC), seccomp.Masked(0, 1<<bit, 1<<bit)},
+			Why: "the heap, over what was reserved for it, and never over LogTable"})
+	}
+	return p
+}
+
+// logWrites lets a live snapshot have a dirty log of what the guest writes meanwhile. The four entries of a kvm.LogSwitch are 32
+// bytes each, and a table does not cross a page.
+var logWrites = seccomp.Policy{
+	{Call: "ioctl", Args: []seccomp.Arg{seccomp.Equal(1, 0x4020ae46), seccomp.Masked(2, ^uint64(0x60), LogTable)}, Why: "KVM_SET_USER_MEMORY_REGION, with one of the entries of LogTable"},
+}
+
 var enterGuest = seccomp.Policy{
 	{Call: "ioctl", Args: []seccomp.Arg{seccomp.Equal(1, kvmRun)}, Why: "enter the guest"},
 }
@@ -109,7 +136,6 @@ var enterGuest = seccomp.Policy{
 // saveMachine is what a snapshot reads of the VM (linux/kvm.h). Nothing of it changes the machine but the log, which it
 // empties; all that sets state is over by now, and the vCPUs' own threads may do none of it.
 var saveMachine = ioctls(
-	ioctl{0x4020ae46, "KVM_SET_USER_MEMORY_REGION: a dirty log, for as long as a live snapshot needs it"},
 	ioctl{0x4010ae42, "KVM_GET_DIRTY_LOG"},
 	ioctl{0xc208ae62, "KVM_GET_IRQCHIP"},
 	ioctl{0x8030ae7c, "KVM_GET_CLOCK"},

@@ -80,6 +80,40 @@ func TestForbidden(t *testing.T) {
 	}
 }
 
+// TestLogTable tries what would give a guest other memory than it has: slots from elsewhere, and another table in the place of that one.
+func TestLogTable(t *testing.T) {
+	const setMemory, anonymous = 0x4020ae46, unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
+	running, vcpu := seccomptest.Program(t, policy.RunningProgram), seccomptest.Program(t, policy.VCPUProgram)
+	for _, test := range []struct {
+		name    string
+		call    uint32
+		args    [6]uint64
+		allowed bool
+	}{
+		{"the first entry", unix.SYS_IOCTL, [6]uint64{3, setMemory, policy.LogTable}, true},
+		{"the last entry", unix.SYS_IOCTL, [6]uint64{3, setMemory, policy.LogTable + 96}, true},
+		{"after the last", unix.SYS_IOCTL, [6]uint64{3, setMemory, policy.LogTable + 128}, false},
+		{"between two", unix.SYS_IOCTL, [6]uint64{3, setMemory, policy.LogTable + 8}, false},
+		{"nothing", unix.SYS_IOCTL, [6]uint64{3, setMemory}, false},
+		{"on the heap", unix.SYS_IOCTL, [6]uint64{3, setMemory, 0xc000000000 | policy.LogTable}, false},
+		{"memory anywhere", unix.SYS_MMAP, [6]uint64{0, 1 << 20, unix.PROT_READ | unix.PROT_WRITE, anonymous}, true},
+		{"memory over the heap", unix.SYS_MMAP, [6]uint64{0xc000000000, 1 << 26, unix.PROT_READ | unix.PROT_WRITE, anonymous | unix.MAP_FIXED}, true},
+		{"memory over a lower heap", unix.SYS_MMAP, [6]uint64{1 << 26, 1 << 26, unix.PROT_READ | unix.PROT_WRITE, anonymous | unix.MAP_FIXED}, true},
+		{"memory over the table", unix.SYS_MMAP, [6]uint64{policy.LogTable, 1 << 12, unix.PROT_READ | unix.PROT_WRITE, anonymous | unix.MAP_FIXED}, false},
+		{"memory from before it on", unix.SYS_MMAP, [6]uint64{1 << 16, 1 << 30, unix.PROT_READ | unix.PROT_WRITE, anonymous | unix.MAP_FIXED}, false},
+		{"a file over it", unix.SYS_MMAP, [6]uint64{policy.LogTable, 1 << 12, unix.PROT_READ, unix.MAP_SHARED | unix.MAP_FIXED, 3}, false},
+		{"to write to it", unix.SYS_MPROTECT, [6]uint64{policy.LogTable, 1 << 12, unix.PROT_READ | unix.PROT_WRITE}, false},
+		{"to move it", unix.SYS_MREMAP, [6]uint64{policy.LogTable, 1 << 12, 1 << 12, 3, 1 << 30}, false},
+	} {
+		if got := uint32(seccomptest.Decide(t, running, test.call, seccomptest.ArchX8664, test.args)); (got != kill) != test.allowed {
+			t.Errorf("%s: filter says %#x", test.name, got)
+		}
+		if got := uint32(seccomptest.Decide(t, vcpu, test.call, seccomptest.ArchX8664, test.args)); test.call == unix.SYS_IOCTL && got != kill {
+			t.Errorf("%s: a vCPU's filter says %#x", test.name, got)
+		}
+	}
+}
+
 // TestNET08_TapControl tries what a tap's descriptor would let its holder do beside reading and writing frames: to become another
 // interface's, to change its header, to filter, and to configure interfaces at all.
 func TestNET08_TapControl(t *testing.T) {
