@@ -13,8 +13,9 @@ import (
 )
 
 // Hot writes which pages of a machine that woke have been written since: a bit for each page of Config.Memory, in the order
-// of the memory file, in little-endian words. pagemap is /proc/PID/pagemap of this process. Another machine that wakes from the same snapshot will write to most of them, and
-// most of those it reads first: if they are copied before it runs, it faults once for each and not twice.
+// of the memory file, in little-endian words. pagemap is /proc/PID/pagemap of this process. Another machine that wakes from the same
+// snapshot will write to most of them, and most of those it reads first: if they are copied before it runs, it faults once for each
+// and not twice.
 func (m *Machine) Hot(to, pagemap *os.File) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -34,16 +35,15 @@ func (m *Machine) Hot(to, pagemap *os.File) error {
 	return writeAll(to, b, 0)
 }
 
-// heat copies the pages of a hot file. It is a help and no more: a file of another shape, or a kernel that cannot
-// (MADV_POPULATE_WRITE, Linux 5.14), changes nothing.
-func (r *ram) heat(f *os.File, memory int64) error {
+// readHot reads what Hot wrote, by region. It is a help and no more: of a file of another shape there is none.
+func (r *ram) readHot(f *os.File, memory int64) (hot []pageSet, err error) {
 	b := make([]byte, 8*guestmem.Words(int(memory)))
 	n, err := f.ReadAt(b, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read hot pages: %w", err)
+		return nil, fmt.Errorf("read hot pages: %w", err)
 	}
 	if n != len(b) {
-		return nil
+		return nil, nil
 	}
 	for _, region := range r.mem.Regions() {
 		pages := make(pageSet, guestmem.Words(len(region.Host)))
@@ -51,13 +51,21 @@ func (r *ram) heat(f *os.File, memory int64) error {
 			pages[w] = binary.LittleEndian.Uint64(b)
 			b = b[8:]
 		}
+		hot = append(hot, pages)
+	}
+	return hot, nil
+}
+
+// heat copies hot pages. A kernel that cannot (MADV_POPULATE_WRITE, Linux 5.14) changes nothing.
+func (r *ram) heat(hot []pageSet) {
+	for i, pages := range hot {
+		region := r.mem.Regions()[i]
 		end := len(region.Host) / guestmem.PageSize
 		for first, n := pages.run(0, end); n > 0 && first < end; first, n = pages.run(first+n, end) {
 			n = min(n, end-first)
 			if err := unix.Madvise(region.Host[first*guestmem.PageSize:(first+n)*guestmem.PageSize], unix.MADV_POPULATE_WRITE); err != nil {
-				return nil
+				return
 			}
 		}
 	}
-	return nil
 }

@@ -72,6 +72,8 @@ type Machine struct {
 	serialIRQ *os.File                   // nil without a UART
 	filled    pageSet                    // blocks of memory that the snapshot has, in the order of its file
 	woke      bool                       // from a snapshot; it was booted otherwise
+	base      *os.File                   // the memory file that it woke from
+	copied    []pageSet                  // by region, pages that were copied from it beforehand; nil for none
 	logs      *kvm.LogSwitch             // of the RAM
 	logging   bool                       // who writes what to the RAM, for a live snapshot
 
@@ -364,12 +366,15 @@ func (m *Machine) release() error {
 	if m.vm != nil {
 		errs = append(errs, m.vm.Close())
 	}
+	if m.base != nil {
+		errs = append(errs, m.base.Close())
+	}
 	if m.logs != nil {
 		errs = append(errs, m.logs.Close())
 	}
 	if m.ram != nil {
 		errs = append(errs, m.ram.close())
 	}
-	m.logs, m.devs, m.cpus, m.net, m.serialIRQ, m.vm, m.ram = nil, nil, nil, nil, nil, nil, nil
+	m.base, m.logs, m.devs, m.cpus, m.net, m.serialIRQ, m.vm, m.ram = nil, nil, nil, nil, nil, nil, nil, nil
 	return errors.Join(errs...)
 }

@@ -49,14 +49,17 @@ func (m *Machine) readState(env Env) error {
 			return err
 		}
 	}
-	m.saved, m.filled = s, s.Blocks
-	if err := m.ram.fill(env.Files[m.cfg.Restore.Memory], m.filled); err != nil {
-		return err
-	}
+	m.saved, m.filled, m.base = s, s.Blocks, env.Files[m.cfg.Restore.Memory]
 	if hot := m.cfg.Restore.Hot; hot > api.KVMFile {
 		defer env.Files[hot].Close()
-		return m.ram.heat(env.Files[hot], m.cfg.Memory)
+		if m.copied, err = m.ram.readHot(env.Files[hot], m.cfg.Memory); err != nil {
+			return err
+		}
 	}
+	if err := m.ram.fill(m.base, m.filled); err != nil {
+		return err
+	}
+	m.ram.heat(m.copied)
 	return nil
 }
 

@@ -205,12 +205,15 @@ func encode(s *snapshot.State, devices []deviceState) ([]byte, error) {
 
 // copyOwned writes all that is not the memory file's.
 func (m *Machine) copyOwned(ctx context.Context, to, pagemap *os.File, blocks pageSet) (n int64, err error) {
-	for _, r := range m.ram.mem.Regions() {
+	for i, r := range m.ram.mem.Regions() {
 		pages, err := owned(pagemap, r)
 		if err != nil {
 			return n, err
 		}
 		m.withoutZeros(r, pages)
+		if err := m.withoutCopies(i, pages); err != nil {
+			return n, err
+		}
 		k, err := copyPages(ctx, to, r, pages, blocks)
 		n += k
 		if err != nil {

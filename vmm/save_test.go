@@ -267,7 +267,11 @@ func TestHotPages(t *testing.T) {
 	if word := pages[0x300000/guestmem.PageSize/8]; word&1 == 0 {
 		t.Error("the page that the guest adds to is not hot")
 	}
-	for name, file := range map[string]*os.File{"hot": hot, "cut off": memFile(t, "cut off")} {
+	all := memFile(t, "all") // a list that is longer than what this guest writes
+	if _, err := all.WriteAt(bytes.Repeat([]byte{0xff}, len(pages)), 0); err != nil {
+		t.Fatal(err)
+	}
+	for name, file := range map[string]*os.File{"hot": hot, "all": all, "cut off": memFile(t, "cut off")} {
 		m, p := wake(t, from, func(cfg *api.Config, env *Env) {
 			cfg.Restore.Hot = api.File(len(env.Files))
 			fd, err := unix.Dup(int(file.Fd()))
@@ -283,6 +287,11 @@ func TestHotPages(t *testing.T) {
 		await(t, p)
 		if got := p.values()[0]; got != 1005 {
 			t.Errorf("%s: woke with %d, want 1005", name, got)
+		}
+		for _, live := range []bool{true, false} { // what was copied and is the same is not in a snapshot
+			if _, saved := save(t, m, from.Memory, live); saved.Before+saved.During > 64*guestmem.PageSize {
+				t.Errorf("%s: saved %+v of a guest that changed a page or two", name, saved)
+			}
 		}
 	}
 }

@@ -58,6 +58,32 @@ func (m *Machine) withoutZeros(r guestmem.Region, pages pageSet) {
 	}
 }
 
+// withoutCopies takes those pages of a region out of the set that were copied from the memory file beforehand, and are still like it.
+func (m *Machine) withoutCopies(region int, pages pageSet) error {
+	if m.copied == nil {
+		return nil
+	}
+	r, copied := m.ram.mem.Regions()[region], m.copied[region]
+	b := make([]byte, copyRun*guestmem.PageSize)
+	for first, count := copied.run(0, copyRun); count > 0; first, count = copied.run(first+count, copyRun) {
+		b := b[:count*guestmem.PageSize]
+		if err := readAll(m.base, b, r.Offset+int64(first)*guestmem.PageSize); err != nil {
+			return fmt.Errorf("memory file: %w", err)
+		}
+		for page := first; page < first+count; page++ {
+			at := page * guestmem.PageSize
+			if pages.has(page) && bytes.Equal(r.Host[at:at+guestmem.PageSize], b[:guestmem.PageSize]) {
+				pages.remove(page)
+			}
+			b = b[guestmem.PageSize:]
+		}
+	}
+	return nil
+}
+
+// copyRun is how many pages are compared at a time.
+const copyRun = 64
+
 // logWrites begins or ends to note who writes what. When it has begun, every later write will be found by takeWritten, and
 // every earlier one by owned. It may be called while the guest runs.
 func (m *Machine) logWrites(on bool) error {
