@@ -89,6 +89,7 @@ type Process struct {
 type Streams struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	Program        io.Reader // content of the file of Exec.Program bytes; it is read in Start only
 }
 
 // Start starts a process. A process that cannot be started is a *Failure with Code 126 or 127. ctx bounds the
@@ -97,7 +98,11 @@ type Streams struct {
 // A Stdin that never ends does not hold anything up; the goroutine that reads it ends with its next byte.
 func Start(ctx context.Context, dial Dial, e Exec, s Streams) (*Process, error) {
 	e.Stdin = s.Stdin != nil
-	return follow(ctx, dial, Request{Op: OpExec, Exec: &e}, s)
+	ask := Request{Op: OpExec, Exec: &e}
+	if e.Program != 0 {
+		ask.Op = OpRun
+	}
+	return follow(ctx, dial, ask, s)
 }
 
 // Attach takes over a process of a machine that was copied from another: id is what its Process had there.
@@ -113,7 +118,12 @@ func follow(ctx context.Context, dial Dial, ask Request, s Streams) (*Process, e
 	}
 	r := NewReader(conn)
 	var started Started
-	if err := r.Expect(FrameStarted, &started); err != nil {
+	if ask.Op == OpRun {
+		err = startWith(conn, r, &started, s.Program, ask.Exec.Program)
+	} else {
+		err = r.Expect(FrameStarted, &started)
+	}
+	if err != nil {
 		stop()
 		return nil, lost(ctx, err)
 	}

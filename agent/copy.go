@@ -18,37 +18,63 @@ func Put(ctx context.Context, dial Dial, src, dest string, owner Owner) error {
 		return err
 	}
 	defer stop()
+	packed := false
+	err, packErr := exchange(conn, NewReader(conn), FrameDone, nil, func(w *Writer) error {
+		if err := Pack(w.Stream(FrameData), src); err != nil {
+			return err
+		}
+		packed = true
+		return w.Send(FrameEOF, nil)
+	})
+	var f *Failure
+	switch {
+	case errors.As(err, &f):
+		return f
+	case err == nil && packed:
+		return nil // the guest has all of it, and answered before it was told that this was all
+	case packErr != nil:
+		return lost(ctx, packErr)
+	}
+	return lost(ctx, err)
+}
+
+// exchange sends what belongs to a request, and receives the answer to all of it, of type t, into v. Nothing waits between the two:
+// an answer that comes early is a refusal, and ends the sending. The connection's deadlines are not what they were.
+func exchange(conn net.Conn, r *Reader, t FrameType, v any, send func(*Writer) error) (answered, sent error) {
 	conn.SetDeadline(time.Time{})
 	out := &outgoing{conn: conn}
 	answer := make(chan error, 1)
 	go func() {
-		err := NewReader(conn).Expect(FrameDone, nil)
-		out.end() // an early answer is a refusal: the rest of the stream is of no use
+		err := r.Expect(t, v)
+		out.end() // the rest of the stream is of no use
 		answer <- err
 	}()
-	w := NewWriter(out)
-	packErr := Pack(w.Stream(FrameData), src)
-	packed := packErr == nil
-	if packed {
-		packErr = w.Send(FrameEOF, nil)
-	}
-	if packErr == nil {
+	sent = send(NewWriter(out))
+	if sent == nil {
 		conn.SetReadDeadline(time.Now().Add(idleLimit))
 	} else {
 		conn.SetReadDeadline(time.Now().Add(refusalLimit))
 	}
-	err = <-answer
+	return <-answer, sent
+}
+
+// startWith awaits the start of a process whose program is sent along.
+func startWith(conn net.Conn, r *Reader, started *Started, program io.Reader, size int64) error {
+	err, sendErr := exchange(conn, r, FrameStarted, started, func(w *Writer) error { return sendProgram(w, program, size) })
 	var f *Failure
-	if errors.As(err, &f) {
-		return f
+	if sendErr != nil && !errors.As(err, &f) {
+		return sendErr
 	}
-	if err == nil && packed {
-		return nil // the guest has all of it, and answered before it was told that this was all
+	return err
+}
+
+// sendProgram sends exactly the bytes that the request has announced.
+func sendProgram(w *Writer, program io.Reader, size int64) error {
+	n, err := io.CopyBuffer(w.Stream(FrameData), onlyReader{io.LimitReader(program, size)}, make([]byte, min(size, MaxStream)))
+	if err == nil && n < size {
+		return &Failure{Text: fmt.Sprintf("the program became shorter while it was read: %d bytes of %d", n, size)}
 	}
-	if packErr != nil {
-		return lost(ctx, packErr)
-	}
-	return lost(ctx, err)
+	return err
 }
 
 // refusalLimit is how long after a broken stream the guest's word about it may take to arrive.

@@ -25,7 +25,7 @@ const (
 	FrameStdout                       // (guest) bytes
 	FrameStderr                       // (guest) bytes
 	FrameExit                         // (guest) Exit, the last frame of a process
-	FrameData                         // (either) bytes of a tar stream
+	FrameData                         // (either) bytes of a tar stream; (host) bytes of a program
 	FrameDone                         // (guest) the request was carried out; Stats or empty
 	frameLimit
 )

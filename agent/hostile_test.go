@@ -57,6 +57,12 @@ func ask(t *testing.T, dial Dial, check func(call string, err error)) {
 		_, err = p.Wait()
 	}
 	check("exec", err)
+	program := strings.Repeat("x", 3*MaxStream)
+	p, err = Start(ctx, dial, Exec{Args: []string{"/tmp/program"}, Program: int64(len(program))}, Streams{Program: strings.NewReader(program)})
+	if err == nil {
+		_, err = p.Wait()
+	}
+	check("run", err)
 	conn, err := dial(ctx, ControlPort)
 	if err == nil {
 		_, err = Handshake(ctx, conn, Setup{})
@@ -117,6 +123,10 @@ func TestAG01SlowAgent(t *testing.T) {
 				func(ctx context.Context, d Dial) error { return Get(ctx, d, "/x", t.TempDir()) },
 				func(ctx context.Context, d Dial) error { return Put(ctx, d, t.TempDir(), "/x", Owner{}) },
 				func(ctx context.Context, d Dial) error { _, err := Start(ctx, d, Exec{}, Streams{}); return err },
+				func(ctx context.Context, d Dial) error {
+					_, err := Start(ctx, d, Exec{Program: 1}, Streams{Program: strings.NewReader("x")})
+					return err
+				},
 				func(ctx context.Context, d Dial) error {
 					c, err := d(ctx, ControlPort)
 					if err == nil {

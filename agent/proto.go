@@ -71,6 +71,7 @@ type Op string
 // The operations.
 const (
 	OpExec     Op = "exec"     // Request.Exec; answered by FrameStarted with Started, streams, FrameExit
+	OpRun      Op = "run"      // as OpExec, of a program that comes with the request: FrameData follows, Exec.Program bytes in all
 	OpSignal   Op = "signal"   // Request.Signal to the group of process Request.ID; answered by FrameDone
 	OpResize   Op = "resize"   // Request.Size for the terminal of process Request.ID; answered by FrameDone
 	OpPut      Op = "put"      // a tar stream to Request.Path; answered by FrameDone
@@ -122,7 +123,14 @@ type Exec struct {
 	Stdin  bool     `json:"stdin"` // FrameStdin frames will come; otherwise it is empty
 	TTY    *Winsize `json:"tty,omitempty"`
 	Main   bool     `json:"main,omitempty"` // the sandbox's command: all that it started ends with it
+
+	// Program is the size in bytes of the file that is made at Args[0], an absolute path, before it is run: the process's user owns it,
+	// its mode is 0755, and it replaces what was there. 0 makes none; at most MaxProgram. Only OpRun takes it.
+	Program int64 `json:"program,omitempty"`
 }
+
+// MaxProgram bounds Exec.Program, in bytes.
+const MaxProgram = 256 << 20
 
 // Winsize is the size of a terminal in characters.
 type Winsize struct {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"spore/agent"
 	"spore/jailer"
 	"spore/vmm/api"
 )
@@ -37,6 +38,12 @@ const (
 	RootPmem  RootDevice = "pmem"
 )
 
+// ProgramPath is where in its guest a program is that comes from outside the image.
+const ProgramPath = "/tmp/program"
+
+// MaxProgram bounds such a program, in bytes.
+const MaxProgram = agent.MaxProgram
+
 // User is who the command runs as inside the guest.
 type User struct {
 	UID    uint32   `json:"uid"`
@@ -56,7 +63,8 @@ type Config struct {
 	ImageDigest string `json:"image_digest"` // what it was then
 	ImagePath   string `json:"image_path"`   // the EROFS file
 
-	Args     []string `json:"args"` // argv of the command; at least one
+	Args     []string `json:"args"`              // argv of the command; at least one
+	Program  bool     `json:"program,omitempty"` // the record has a file for the guest, which is put at ProgramPath before the command starts
 	Env      []string `json:"env,omitempty"`
 	Dir      string   `json:"dir"` // working directory, absolute
 	User     User     `json:"user"`

@@ -68,12 +68,7 @@ func (v *supervisor) runCommand(ready func()) Outcome {
 		e.TTY = &size
 	}
 	began := time.Now()
-	var p *agent.Process
-	if v.main != 0 {
-		p, err = agent.Attach(ctx, v.machine.broker.Dial, v.main, streams)
-	} else {
-		p, err = agent.Start(ctx, v.machine.broker.Dial, e, streams)
-	}
+	p, err := v.begin(ctx, e, streams)
 	if err != nil {
 		return v.startFailure(ctx, err)
 	}
@@ -98,6 +93,22 @@ func (v *supervisor) runCommand(ready func()) Outcome {
 		return v.lostCommand(ctx, err, began)
 	}
 	return fromExit(exit, began)
+}
+
+// begin starts the command, or attaches to the one that the machine woke with.
+func (v *supervisor) begin(ctx context.Context, e agent.Exec, s agent.Streams) (*agent.Process, error) {
+	if v.main != 0 {
+		return agent.Attach(ctx, v.machine.broker.Dial, v.main, s)
+	}
+	if v.sb.Config.Program {
+		program, size, err := v.sb.openProgram()
+		if err != nil {
+			return nil, err
+		}
+		defer program.Close()
+		e.Program, s.Program = size, program
+	}
+	return agent.Start(ctx, v.machine.broker.Dial, e, s)
 }
 
 // commandStreams are the caller's, the log and whoever attaches, all at once.

@@ -34,6 +34,7 @@ const (
 	writableFile = "writable.ext4"
 	consoleFile  = "console.log"
 	logFile      = "output.log"
+	programFile  = "program"
 )
 
 // OpenStore opens the store at dir and makes the directory if it is missing.
@@ -59,15 +60,16 @@ type Origin struct {
 	From     string                  // directory of the dormant machine that it wakes from; "" boots
 	Main     uint64                  // number of the process in From that is its command; 0 starts Config.Args
 	Snapshot string                  // id of the snapshot that From is of, if it is of one
+	Program  *os.File                // a regular file, copied into the record, that the guest gets before its command; nil for none
 }
 
-// Create writes the record of a new sandbox. It fills in the ID and the time, and fails if the name is taken. When the
+// Create writes the record of a new sandbox. It fills in the ID, the time and Program, and fails if the name is taken. When the
 // writable layer cannot be made, nothing is created.
 func (s *Store) Create(cfg Config, from Origin) (*Sandbox, error) {
 	if cfg.ID == "" {
 		cfg.ID = newID()
 	}
-	cfg.Created = time.Now().UTC()
+	cfg.Created, cfg.Program = time.Now().UTC(), from.Program != nil
 	if cfg.Hostname == "" {
 		cfg.Hostname = cfg.Name
 	}
@@ -94,6 +96,9 @@ func (s *Store) Create(cfg Config, from Origin) (*Sandbox, error) {
 	}
 	if !cfg.MemoryDisk {
 		err = from.Writable(filepath.Join(tmp, writableFile))
+	}
+	if err == nil && cfg.Program {
+		err = keepProgram(filepath.Join(tmp, programFile), from.Program)
 	}
 	if err == nil {
 		err = sb.writeNew(tmp, State{Status: Created, From: from.From, Main: from.Main, Snapshot: from.Snapshot})

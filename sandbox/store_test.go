@@ -113,6 +113,43 @@ func TestFailedLayerLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestProgramIsKept: the record has the program as it was, and a copy of the record's configuration has none.
+func TestProgramIsKept(t *testing.T) {
+	s := newStore(t)
+	path := filepath.Join(t.TempDir(), "p")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.Close()
+	sb, err := s.Create(valid(), Origin{Writable: emptyLayer, Program: program})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	f, size, err := sb.openProgram()
+	if err != nil || size != 10 || !sb.Config.Program {
+		t.Fatalf("%d bytes, %v, %t", size, err, sb.Config.Program)
+	}
+	f.Close()
+	cfg := sb.Config
+	cfg.ID = ""
+	if copied, err := s.Create(cfg, Origin{Writable: emptyLayer}); err != nil || copied.Config.Program {
+		t.Errorf("a copy claims a program: %v", err)
+	}
+	if err := os.Truncate(sb.path(programFile), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := sb.openProgram(); err == nil {
+		t.Error("an empty program is opened")
+	}
+}
+
 // TestLostSupervisor is a sandbox whose supervisor was killed: nobody holds its lock, and it says it runs.
 func TestLostSupervisor(t *testing.T) {
 	s := newStore(t)

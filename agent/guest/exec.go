@@ -80,7 +80,7 @@ func startFailure(name string, err error) error {
 	}
 	var pe *os.PathError
 	if errors.As(err, &pe) {
-		err = pe.Err
+		err = whyNot(pe.Path, pe.Err)
 	}
 	return &agent.Failure{Text: fmt.Sprintf("exec %s: %v", name, err), Code: code}
 }

@@ -84,7 +84,12 @@ func (a *server) serve(c io.ReadWriteCloser) {
 
 func (a *server) do(req agent.Request, c io.ReadWriteCloser, r *agent.Reader, w *agent.Writer) error {
 	switch {
-	case req.Op == agent.OpExec && req.Exec != nil && len(req.Exec.Args) > 0:
+	case (req.Op == agent.OpExec || req.Op == agent.OpRun) && req.Exec != nil && len(req.Exec.Args) > 0:
+		if req.Op == agent.OpRun {
+			if err := takeProgram(*req.Exec, r); err != nil {
+				return err
+			}
+		}
 		return a.exec(*req.Exec, func() bool { return hungUp(c) }, r, w)
 	case req.Op == agent.OpAttach:
 		return a.attach(req.ID, func() bool { return hungUp(c) }, r, w)

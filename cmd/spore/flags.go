@@ -20,6 +20,7 @@ func sandboxFlags() []cli.Flag {
 		&cli.StringFlag{Name: "name", Usage: "give the sandbox a name; a named sandbox keeps what it wrote"},
 		&cli.BoolFlag{Name: "interactive", Aliases: []string{"i"}, Usage: "keep standard input open"},
 		&cli.BoolFlag{Name: "tty", Aliases: []string{"t"}, Usage: "give the command a terminal"},
+		programFlag(),
 		&cli.BoolFlag{Name: "rm", Usage: "remove the sandbox when its command ends"},
 		&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "set `NAME=VALUE` in the command's environment; NAME alone takes it from here"},
 		&cli.StringSliceFlag{Name: "env-file", Usage: "read variables from `FILE`, one a line"},
@@ -123,8 +124,11 @@ func lookupUser(image rootfs.Image, spec string) (sandbox.User, error) {
 }
 
 // command is argv: the entrypoint and what follows it, by Docker's rules. --entrypoint drops the image's
-// command along with its entrypoint.
+// command along with its entrypoint; --program is instead of both.
 func command(c *cli.Context, image rootfs.Image, args []string) []string {
+	if c.IsSet("program") {
+		return args
+	}
 	entrypoint := image.Config.Entrypoint
 	if c.IsSet("entrypoint") {
 		entrypoint = nil
@@ -157,7 +161,8 @@ func environment(c *cli.Context, image rootfs.Image, tty bool) ([]string, error)
 	return mergeEnv(nil, append(env, more...)), nil
 }
 
-// commandArgs is what follows the image, or the flags of run --from, without the "--" that may stand between.
+// commandArgs is what follows the image, or the flags of run --from, without the "--" that may stand between; it follows the program
+// of --program.
 func commandArgs(c *cli.Context) []string {
 	args := c.Args().Tail()
 	if c.IsSet("from") {
@@ -165,6 +170,9 @@ func commandArgs(c *cli.Context) []string {
 	}
 	if len(args) > 0 && args[0] == "--" {
 		args = args[1:]
+	}
+	if c.IsSet("program") {
+		args = append([]string{sandbox.ProgramPath}, args...)
 	}
 	return args
 }

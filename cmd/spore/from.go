@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/urfave/cli/v2"
 
@@ -97,7 +98,7 @@ func networkFrom(c *cli.Context, store *snapshot.Store, m *snapshot.Manifest, ha
 }
 
 // createFrom makes the sandbox of run --from: what the snapshot was taken of, under the flags that make sense for it.
-func createFrom(c *cli.Context, args []string) (_ *sandbox.Sandbox, discard func() error, err error) {
+func createFrom(c *cli.Context, args []string, program *os.File) (_ *sandbox.Sandbox, discard func() error, err error) {
 	for _, name := range notFrom {
 		if c.IsSet(name) {
 			return nil, nil, usagef(c, "--%s does not go with --from: it is as it was in the sandbox that the snapshot is of", name)
@@ -140,6 +141,8 @@ func createFrom(c *cli.Context, args []string) (_ *sandbox.Sandbox, discard func
 	if err != nil {
 		return nil, nil, err
 	}
-	sb, err := sandboxes.Create(cfg, originOf(c, w.from, main, m.ID))
+	origin := originOf(c, w.from, main, m.ID)
+	origin.Program = program
+	sb, err := sandboxes.Create(cfg, origin)
 	return sb, w.discard, err
 }

@@ -144,9 +144,13 @@ func runOnHost(c *cli.Context, args []string, stdout, stderr io.Writer) error {
 // the emulated host with the same arguments.
 func onSandboxHost(action cli.ActionFunc) cli.ActionFunc { return afterPreparing(nil, action) }
 
-// afterPreparing is onSandboxHost with work that must be done on this side first, such as pulling an image.
-func afterPreparing(prepare func(c *cli.Context) error, action cli.ActionFunc) cli.ActionFunc {
-	return func(c *cli.Context) error {
+// preparation is work that must be done on this side before the emulated host takes over, such as pulling an image. It returns
+// what goes in front of the arguments there, and what to do once they have been carried out.
+type preparation func(c *cli.Context) (args []string, done func() error, err error)
+
+// afterPreparing is onSandboxHost with a preparation.
+func afterPreparing(prepare preparation, action cli.ActionFunc) cli.ActionFunc {
+	return func(c *cli.Context) (err error) {
 		here, err := runsHere(c)
 		if err != nil {
 			return err
@@ -154,16 +158,20 @@ func afterPreparing(prepare func(c *cli.Context) error, action cli.ActionFunc) c
 		if here {
 			return action(c)
 		}
-		if prepare != nil {
-			if err := prepare(c); err != nil {
-				return err
-			}
-		}
 		self, err := os.Executable()
 		if err != nil {
 			return err
 		}
-		return runOnHost(c, append([]string{self, "--native"}, os.Args[1:]...), shown(c, os.Stdout), shown(c, os.Stderr))
+		args := []string{self, "--native"}
+		if prepare != nil {
+			more, done, err := prepare(c)
+			if err != nil {
+				return err
+			}
+			defer done()
+			args = append(args, more...)
+		}
+		return runOnHost(c, append(args, os.Args[1:]...), shown(c, os.Stdout), shown(c, os.Stderr))
 	}
 }
 

@@ -43,6 +43,7 @@ func newApp() *cli.App {
 			&cli.BoolFlag{Name: "native", Usage: "never use the emulated host; fail if this host cannot run guests", EnvVars: []string{"SPORE_NATIVE"}},
 			&cli.StringFlag{Name: "state-dir", Usage: "where sandboxes live", EnvVars: []string{"SPORE_STATE_DIR"}, DefaultText: "$XDG_STATE_HOME/spore"},
 			&cli.StringFlag{Name: "cache-dir", Usage: "where images, kernels and downloads live", EnvVars: []string{"SPORE_CACHE_DIR"}, DefaultText: "$XDG_CACHE_HOME/spore"},
+			carriedFlag(),
 		},
 		Commands: []*cli.Command{
 			runCommand(), createCommand(), startCommand(), execCommand(), attachCommand(), stopCommand(), killCommand(),

@@ -56,8 +56,18 @@ func createCommand() *cli.Command {
 	}
 }
 
-// prepareRun does what needs this machine's network and disk before the emulated host takes over.
-func prepareRun(c *cli.Context) error {
+// prepareRun does what needs this machine's network, disk and standard input before the emulated host takes over.
+func prepareRun(c *cli.Context) (args []string, done func() error, err error) {
+	if args, done, err = carryProgram(c); err != nil {
+		return nil, nil, err
+	}
+	if err := prepareImage(c); err != nil {
+		return nil, nil, errors.Join(err, done())
+	}
+	return args, done, nil
+}
+
+func prepareImage(c *cli.Context) error {
 	if c.IsSet("from") {
 		return nil
 	}
@@ -104,17 +114,24 @@ func pull(c *cli.Context) (rootfs.Image, error) {
 
 // create writes the record and the writable layer of a new sandbox. discard is called once it has started, or will not.
 func create(c *cli.Context) (_ *sandbox.Sandbox, discard func() error, err error) {
+	program, err := openProgram(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	if program != nil {
+		defer program.Close()
+	}
 	if c.IsSet("from") {
-		return createFrom(c, commandArgs(c))
+		return createFrom(c, commandArgs(c), program)
 	}
 	if c.IsSet("unlock") {
 		return nil, nil, usagef(c, "--unlock opens the snapshot of --from, and there is none: leave it out")
 	}
-	sb, err := createOfImage(c)
+	sb, err := createOfImage(c, program)
 	return sb, func() error { return nil }, err
 }
 
-func createOfImage(c *cli.Context) (*sandbox.Sandbox, error) {
+func createOfImage(c *cli.Context, program *os.File) (*sandbox.Sandbox, error) {
 	image, err := pull(c)
 	if err != nil {
 		return nil, err
@@ -145,6 +162,7 @@ func createOfImage(c *cli.Context) (*sandbox.Sandbox, error) {
 			origin = sandbox.Origin{From: from.Dir(), Writable: func(path string) error { return from.NewDisk(c.Context, path) }}
 		}
 	}
+	origin.Program = program
 	return store.Create(cfg, origin)
 }
 
