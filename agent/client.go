@@ -241,6 +241,11 @@ func Release(ctx context.Context, dial Dial) error {
 	return simple(ctx, dial, Request{Op: OpRelease}, nil)
 }
 
+// Rehearse makes the guest start and end the image's shell once, before it is copied: its copies start their commands sooner.
+func Rehearse(ctx context.Context, dial Dial) error {
+	return simple(ctx, dial, Request{Op: OpRehearse}, nil)
+}
+
 // Sync makes the guest write everything back.
 func Sync(ctx context.Context, dial Dial) error { return simple(ctx, dial, Request{Op: OpSync}, nil) }
 

@@ -214,6 +214,9 @@ func (v *supervisor) leaveTemplate(ctx context.Context) error {
 	if err := v.identify(ctx, nobodysName); err != nil {
 		return err
 	}
+	if err := agent.Rehearse(ctx, v.machine.broker.Dial); err != nil {
+		return err
+	}
 	if err := agent.Sync(ctx, v.machine.broker.Dial); err != nil {
 		return err
 	}

@@ -27,8 +27,8 @@ const drainLimit = 200 * time.Millisecond
 // killedDrainLimit is the same when everything has been killed: the pipes end as soon as the kernel is through.
 const killedDrainLimit = 10 * time.Second
 
-// exec runs one process from its start to its exit. gone tells whether the host is.
-func (a *server) exec(e agent.Exec, gone func() bool, r *agent.Reader, w *agent.Writer) error {
+// exec runs one process from its start to its exit. root is its root directory, "" ours. gone tells whether the host is.
+func (a *server) exec(e agent.Exec, root string, gone func() bool, r *agent.Reader, w *agent.Writer) error {
 	n := a.last.Add(1)
 	group, err := a.groups.add(fmt.Sprintf("exec-%d", n), e.Main)
 	if err != nil {
@@ -36,7 +36,7 @@ func (a *server) exec(e agent.Exec, gone func() bool, r *agent.Reader, w *agent.
 	}
 	defer a.groups.drop(group)
 	age := a.copies.Load()
-	p := &process{link: newLink(w, gone, age, a.lostToCopy), main: e.Main, group: group, reap: a.reaper, done: make(chan struct{})}
+	p := &process{link: newLink(w, gone, age, a.lostToCopy), root: root, main: e.Main, group: group, reap: a.reaper, done: make(chan struct{})}
 	defer close(p.done)
 	if err := p.open(e); err != nil {
 		return err
@@ -88,7 +88,8 @@ func startFailure(name string, err error) error {
 // process is a running process and our ends of its streams.
 type process struct {
 	link  *link
-	main  bool // the sandbox's command
+	root  string // its root directory; "" is ours
+	main  bool   // the sandbox's command
 	group *cgroup
 	reap  *reaper
 	ended atomic.Bool   // its own program has
@@ -167,7 +168,7 @@ func (p *process) start(e agent.Exec) (<-chan ended, error) {
 	attr := &syscall.ProcAttr{
 		Dir: e.Dir, Env: e.Env,
 		Sys: &syscall.SysProcAttr{
-			Setsid: true, Setctty: p.tty != nil, Ctty: 0,
+			Chroot: p.root, Setsid: true, Setctty: p.tty != nil, Ctty: 0,
 			Credential: &syscall.Credential{Uid: e.UID, Gid: e.GID, Groups: e.Groups},
 		},
 	}

@@ -90,7 +90,7 @@ func (a *server) do(req agent.Request, c io.ReadWriteCloser, r *agent.Reader, w 
 				return err
 			}
 		}
-		return a.exec(*req.Exec, func() bool { return hungUp(c) }, r, w)
+		return a.exec(*req.Exec, "", func() bool { return hungUp(c) }, r, w)
 	case req.Op == agent.OpAttach:
 		return a.attach(req.ID, func() bool { return hungUp(c) }, r, w)
 	case req.Op == agent.OpHold:
@@ -117,6 +117,9 @@ func (a *server) do(req agent.Request, c io.ReadWriteCloser, r *agent.Reader, w 
 		if err := a.resumed(*req.Resumed); err != nil {
 			return err
 		}
+		return w.Send(agent.FrameDone, []byte("{}"))
+	case req.Op == agent.OpRehearse:
+		a.rehearse(rehearsalRoot, rehearsed, rehearsalLimit, agent.NewWriter(io.Discard))
 		return w.Send(agent.FrameDone, []byte("{}"))
 	case req.Op == agent.OpSync:
 		unix.Sync()

@@ -65,3 +65,14 @@ func TestProgramOfANamedSandbox(t *testing.T) {
 		t.Errorf("the copy: %+v", r)
 	}
 }
+
+// TestRehearsalLeavesNothing: what was started in a guest before it became a template is not there in those that wake from it.
+func TestRehearsalLeavesNothing(t *testing.T) {
+	u := newUser(t)
+	const look = `ls -A /tmp /var/tmp /dev/shm; grep -c rehearsal /proc/mounts; ls -A /dev | grep rehearsal; for p in /proc/[0-9]*/exe; do l=$(readlink $p) && echo $l; done; true`
+	first := u.run("run", "-u", "0", image, "--", "sh", "-c", look)
+	woke := u.run("run", "-u", "0", image, "--", "sh", "-c", look)
+	const nothing = "/dev/shm:\n\n/tmp:\n\n/var/tmp:\n0\n/init\n/usr/bin/dash\n"
+	first.want(t, 0, nothing)
+	woke.want(t, 0, nothing)
+}
