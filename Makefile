@@ -6,8 +6,10 @@ CMD ?= uname -a
 FUZZTIME ?= 10s
 BENCH ?= .
 
-# what the binaries in bin/ are made of
-SOURCES := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './bin/*') go.mod go.sum $(wildcard vmm/policy/*.bpf network/syscalls/*.bpf guest/kernel/*)
+# what the binaries in bin/ are made of; run and test ask for them with a make of their own
+ifneq ($(filter-out run test help clean,$(or $(MAKECMDGOALS),build)),)
+SOURCES := $(shell find . \( -path ./bin -o -path ./.git \) -prune -o -name '*.go' -not -name '*_test.go' -print) go.mod go.sum $(wildcard vmm/policy/*.bpf network/syscalls/*.bpf guest/kernel/*)
+endif
 
 .PHONY: build setup kernel image run test check bench fuzz testbed lint generate clean help
 

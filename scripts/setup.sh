@@ -3,15 +3,17 @@
 # nothing, quickly, when all are there.
 set -eu
 
-here=$(cd "$(dirname "$0")" && pwd)
-wanted=$(grep -v '^#' "$here/apt-packages.txt")
+# wanted is the list without its comments; the shell reads it itself, since this runs before every build.
+wanted=
+while read -r p; do
+	case $p in '' | '#'*) ;; *) wanted="$wanted $p" ;; esac
+done <"$(dirname "$0")/apt-packages.txt"
 
 missing() {
 	# dpkg-query exits with an error when it does not know a package at all.
-	installed=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $wanted 2>/dev/null |
-		sed -n 's/^installed //p') || true
+	known=$(dpkg-query -W -f '${db:Status-Status} ${Package};' $wanted 2>/dev/null) || true
 	for p in $wanted; do
-		printf '%s\n' "$installed" | grep -qxF "$p" || printf '%s ' "$p"
+		case ";$known" in *";installed $p;"*) ;; *) printf '%s ' "$p" ;; esac
 	done
 }
 

@@ -1,23 +1,22 @@
 # Sourced by the scripts beside it: steps with their times, and the kernel and image that all of them need.
-now() { date +%s%N; }
-began=$(now)
+now() { echo "${EPOCHREALTIME/[.,]/}"; } # in microseconds
+began=${EPOCHREALTIME/[.,]/}
 
 # report NAME START prints how long ago START was.
-report() { printf 'spore: %-9s %7.2f s\n' "$1" "$(awk "BEGIN { print ($(now) - $2) / 1e9 }")" >&2; }
+report() {
+    local took=$((${EPOCHREALTIME/[.,]/} - $2))
+    printf 'spore: %-9s %4d.%02d s\n' "$1" $((took / 1000000)) $((took / 10000 % 100)) >&2
+}
 
 # step NAME CMD... runs CMD with its output kept aside, shown only when it fails.
 step() {
-    local name=$1 start log
+    local name=$1 start=${EPOCHREALTIME/[.,]/} said
     shift
-    start=$(now)
-    log=$(mktemp)
-    if ! "$@" >"$log" 2>&1 </dev/null; then
-        cat "$log" >&2
-        rm -f "$log"
+    if ! said=$("$@" 2>&1 </dev/null); then
+        printf '%s\n' "$said" >&2
         echo "spore: $name failed: the output above says why" >&2
         return 1
     fi
-    rm -f "$log"
     report "$name" "$start"
 }
 
