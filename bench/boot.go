@@ -20,7 +20,7 @@ func measureBoot(s settings, r *results) error {
 	var spore, qemuTuned, qemuCloud, rss, qemuRSS []float64
 	exits, qemuExits := map[string][]float64{}, map[string][]float64{}
 	for i := range s.boots + 1 {
-		ms, err := timed(func() (machine, error) { return startSpore(boot, bootMemory, false) }, func(m machine) {
+		ms, err := timed(r, "spore", func() (machine, error) { return startSpore(boot, bootMemory, false) }, func(m machine) {
 			rss = append(rss, besideRAM(m.pid()))
 			counts(m.pid(), exits)
 		})
@@ -28,7 +28,7 @@ func measureBoot(s settings, r *results) error {
 			return fmt.Errorf("spore: %w", err)
 		}
 		spore = append(spore, ms)
-		ms, err = timed(func() (machine, error) { return startQEMU(boot, bootMemory, tuned, cmdline) }, func(m machine) {
+		ms, err = timed(r, "qemu", func() (machine, error) { return startQEMU(boot, bootMemory, tuned, cmdline) }, func(m machine) {
 			qemuRSS = append(qemuRSS, besideRAM(m.pid()))
 			counts(m.pid(), qemuExits)
 		})
@@ -37,7 +37,7 @@ func measureBoot(s settings, r *results) error {
 		}
 		qemuTuned = append(qemuTuned, ms)
 		if s.cloud.kernel != "" {
-			ms, err = timed(func() (machine, error) {
+			ms, err = timed(r, "qemu", func() (machine, error) {
 				return startQEMU(s.cloud, bootMemory, plain, "console=ttyS0 quiet panic=-1 rdinit=/init")
 			}, nil)
 			if err != nil {

@@ -154,7 +154,16 @@ func measureBlock(s settings, r *results) error {
 			start func(files) (machine, error)
 			to    [][]float64
 		}{{"spore", workSpore, spore}, {"qemu", workQEMU, qemu}} {
-			if err := fio(s, kind.name, kind.start, kind.to); err != nil {
+			err := r.anew(kind.name, func() error {
+				figures, err := fioOnce(s, kind.name, kind.start)
+				if err == nil {
+					for i, v := range figures {
+						kind.to[i] = append(kind.to[i], v)
+					}
+				}
+				return err
+			})
+			if err != nil {
 				return err
 			}
 		}
@@ -168,27 +177,7 @@ func measureBlock(s settings, r *results) error {
 func workSpore(f files) (machine, error) { return startSpore(f, workMemory, false) }
 func workQEMU(f files) (machine, error)  { return startQEMU(f, workMemory, tuned, cmdline) }
 
-// guestTries is how often a guest is begun anew that got lost: the emulated host's QEMU loses guests of both kinds
-// (docs/testing.md).
-const guestTries = 3
-
-// fio runs every job in one guest, and adds the figures to to when all have been run.
-func fio(s settings, name string, start func(files) (machine, error), to [][]float64) error {
-	for try := 1; ; try++ {
-		figures, err := fioOnce(s, name, start)
-		if err == nil {
-			for i, v := range figures {
-				to[i] = append(to[i], v)
-			}
-			return nil
-		}
-		if try == guestTries || !errors.Is(err, agent.ErrLost) {
-			return err
-		}
-		fmt.Fprintf(os.Stderr, "bench: %s, attempt %d: %v\n", name, try, err)
-	}
-}
-
+// fioOnce runs every job in one guest.
 func fioOnce(s settings, name string, start func(files) (machine, error)) (figures []float64, err error) {
 	g, err := bring(s, name, start)
 	if err != nil {
@@ -243,14 +232,17 @@ func measureCalls(s settings, r *results) error {
 		name  string
 		start func(files) (machine, error)
 	}{{"spore", workSpore}, {"qemu", workQEMU}} {
-		g, err := bring(s, kind.name, kind.start)
-		if err != nil {
-			return err
-		}
-		if figures[kind.name], err = calls(g); err != nil {
-			err = fmt.Errorf("%s: %w", kind.name, g.explain(err))
-		}
-		g.close()
+		err := r.anew(kind.name, func() error {
+			g, err := bring(s, kind.name, kind.start)
+			if err != nil {
+				return err
+			}
+			defer g.close()
+			if figures[kind.name], err = calls(g); err != nil {
+				return fmt.Errorf("%s: %w", kind.name, g.explain(err))
+			}
+			return nil
+		})
 		if err != nil {
 			return err
 		}

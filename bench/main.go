@@ -92,7 +92,15 @@ func run(s settings) error {
 }
 
 // timed starts a machine and returns how long until its agent called, in milliseconds. inspect may look at it then.
-func timed(start func() (machine, error), inspect func(machine)) (float64, error) {
+func timed(r *results, kind string, start func() (machine, error), inspect func(machine)) (ms float64, err error) {
+	err = r.anew(kind, func() error {
+		ms, err = timedOnce(start, inspect)
+		return err
+	})
+	return ms, err
+}
+
+func timedOnce(start func() (machine, error), inspect func(machine)) (float64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
 	defer cancel()
 	began := time.Now()

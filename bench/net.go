@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"spore/agent"
 	"spore/vmm/api"
 )
 
@@ -128,7 +127,14 @@ func measureNet(s settings, r *results) error {
 			name  string
 			start func(files) (machine, error)
 		}{{"spore", workSpore}, {"qemu", workQEMU}} {
-			if err := netTries(s, kind.name, kind.start, figures[kind.name]); err != nil {
+			err := r.anew(kind.name, func() error {
+				once, err := netOnce(s, kind.name, kind.start)
+				for k, v := range once {
+					figures[kind.name][k] = append(figures[kind.name][k], v)
+				}
+				return err
+			})
+			if err != nil {
 				return err
 			}
 		}
@@ -143,55 +149,38 @@ func measureNet(s settings, r *results) error {
 	return nil
 }
 
-// netTries is netOnce, begun anew where the guest got lost.
-func netTries(s settings, name string, start func(files) (machine, error), to map[string][]float64) error {
-	for try := 1; ; try++ {
-		once := map[string][]float64{}
-		err := netOnce(s, name, start, once)
-		if err == nil {
-			for k, v := range once {
-				to[k] = append(to[k], v...)
-			}
-			return nil
-		}
-		if try == guestTries || !errors.Is(err, agent.ErrLost) {
-			return err
-		}
-		fmt.Fprintf(os.Stderr, "bench: %s, attempt %d: %v\n", name, try, err)
-	}
-}
-
-func netOnce(s settings, name string, start func(files) (machine, error), to map[string][]float64) (err error) {
+// netOnce measures everything in one guest.
+func netOnce(s settings, name string, start func(files) (machine, error)) (map[string]float64, error) {
 	c, err := newCable()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer c.close()
 	s.ours.cable = c
 	g, err := bring(s, name, start)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer g.close()
 	out, err := g.exec(nil, "ping", "-q", "-c", "200", "-i", "0.01", hostAddr)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, g.explain(err))
+		return nil, fmt.Errorf("%s: %w", name, g.explain(err))
 	}
 	rtt, err := parsePing(string(out))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	to["ping, there and back"] = append(to["ping, there and back"], rtt)
+	figures := map[string]float64{"ping, there and back": rtt}
 	for _, j := range iperf {
 		fmt.Fprintf(os.Stderr, "bench: %s: %s\n", name, j.name)
 		v, err := runIperf(g, j.args, j.figure)
 		if err != nil {
-			return fmt.Errorf("%s: %s: %w", name, j.name, g.explain(err))
+			return nil, fmt.Errorf("%s: %s: %w", name, j.name, g.explain(err))
 		}
 		fmt.Fprintf(os.Stderr, "bench: %s: %.0f %s\n", name, v, j.unit)
-		to[j.name] = append(to[j.name], v)
+		figures[j.name] = v
 	}
-	return nil
+	return figures, nil
 }
 
 // runIperf runs a server here, for one test, and a client in the guest.
@@ -206,7 +195,7 @@ func runIperf(g *ready, args []string, figure func(iperfResult) float64) (float6
 	defer cancel()
 	for { // until the server listens, which it does not tell
 		v, err := iperfOnce(g, args, figure)
-		if err == nil || ctx.Err() != nil {
+		if err == nil || lost(err) || ctx.Err() != nil {
 			return v, err
 		}
 		time.Sleep(100 * time.Millisecond)

@@ -90,7 +90,7 @@ func (m *qemuMachine) agentReady(ctx context.Context) (net.Conn, error) {
 	for {
 		left := time.Until(limit)
 		if left <= 0 {
-			return nil, fmt.Errorf("QEMU: no call from the agent\n%s", m.log.String())
+			return nil, fmt.Errorf("QEMU: no call from the agent: %w\n%s", agent.ErrLost, m.log.String())
 		}
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(m.listen), Events: unix.POLLIN}}, int(left.Milliseconds()))
 		if err == unix.EINTR || n == 0 {

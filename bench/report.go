@@ -36,12 +36,13 @@ type row struct {
 type results struct {
 	Machine map[string]string `json:"machine"`
 	Rows    []row             `json:"rows"`
+	Lost    map[string]int    `json:"guests_lost"` // that were begun anew, or given up after guestTries, by kind
 
 	samples map[string][]float64
 }
 
 func newResults() *results {
-	r := &results{Machine: map[string]string{
+	r := &results{Lost: map[string]int{}, Machine: map[string]string{
 		"cpus": fmt.Sprint(runtime.NumCPU()), "go": runtime.Version(), "time": time.Now().UTC().Format(time.RFC3339),
 	}, samples: map[string][]float64{}}
 	var u unix.Utsname
@@ -123,6 +124,9 @@ func (r *results) print(out io.Writer) error {
 			peer = []string{fmt.Sprintf("%.4g", w.PeerP50), fmt.Sprintf("%.4g", w.PeerP99), fmt.Sprintf("%.2f", w.Ratio)}
 		}
 		fmt.Fprintf(t, "%s\t%d\t%.4g\t%.4g\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", w.Measure, w.N, w.SporeP50, w.SporeP99, w.Peer, peer[0], peer[1], w.Unit, peer[2], w.Bar, met)
+	}
+	if len(r.Lost) > 0 {
+		fmt.Fprintf(t, "guests lost: %v\n", r.Lost)
 	}
 	return t.Flush()
 }

@@ -149,7 +149,11 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 
 func (m *sporeMachine) agentReady(ctx context.Context) (net.Conn, error) {
 	defer context.AfterFunc(ctx, func() { m.listener.Close() })()
-	return m.listener.Accept()
+	conn, err := m.listener.Accept()
+	if err != nil {
+		return nil, fmt.Errorf("no call from the agent: %w: %w", agent.ErrLost, err)
+	}
+	return conn, nil
 }
 
 func (m *sporeMachine) dial(ctx context.Context, port uint32) (net.Conn, error) {

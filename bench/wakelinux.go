@@ -169,9 +169,23 @@ func (q qmp) do(command string) (string, error) {
 	}
 }
 
-// wakeTo starts a machine and returns the milliseconds until its agent answers, where it adds KVM's counts to exits, and then
-// until a command has run.
-func wakeTo(start func() (machine, error), exits map[string][]float64) (agentAt, commandAt float64, err error) {
+// wakeTo starts a machine and returns the milliseconds until its agent answers, and then until a command has run. It adds KVM's counts
+// when the agent answered to exits.
+func wakeTo(r *results, kind string, start func() (machine, error), exits map[string][]float64) (agentAt, commandAt float64, err error) {
+	err = r.anew(kind, func() error {
+		once := map[string][]float64{}
+		if agentAt, commandAt, err = wakeMeasured(start, once); err != nil {
+			return err
+		}
+		for k, v := range once {
+			exits[k] = append(exits[k], v...)
+		}
+		return nil
+	})
+	return agentAt, commandAt, err
+}
+
+func wakeMeasured(start func() (machine, error), exits map[string][]float64) (agentAt, commandAt float64, err error) {
 	began := time.Now()
 	since := func() float64 { return float64(time.Since(began).Microseconds()) / 1e3 }
 	m, err := start()
@@ -204,46 +218,70 @@ func runTrue(m machine) error {
 	return nil
 }
 
-// measureWakeLinux times t0 → t4, request → agent answers, of a Linux guest with a root file system, in a fresh process,
-// beside QEMU's restore of the same guest.
-func measureWakeLinux(s settings, r *results) error {
+// saved is what guests of both kinds are woken from.
+type saved struct {
+	ours, theirs files
+	stream       string // QEMU's
+}
+
+// saveBoth makes templates of the same guest.
+func saveBoth(s settings, r *results) (t saved, err error) {
 	f := files{vmm: s.ours.vmm, kernel: s.ours.kernel, initramfs: s.ours.initramfs, image: s.ours.image, writable: s.ours.writable, without: noCgroup(), processor: s.ours.processor}
 	copyOf := func(name string) (files, error) { // each side writes to a disk of its own
 		g := f
 		g.writable = filepath.Join(s.scratch, name)
 		return g, copyFile(g.writable, f.writable)
 	}
-	ours, err := copyOf("wake-spore")
+	if t.ours, err = copyOf("wake-spore"); err != nil {
+		return t, err
+	}
+	if t.theirs, err = copyOf("wake-qemu"); err != nil {
+		return t, err
+	}
+	var d dormant
+	err = r.anew("spore", func() (err error) {
+		d, err = sporeTemplate(t.ours, s.scratch)
+		return err
+	})
+	if err != nil {
+		return t, fmt.Errorf("spore: template: %w", err)
+	}
+	t.theirs.cid = 77 // what the guest knows of itself is what its restored copies are to have
+	err = r.anew("qemu", func() (err error) {
+		t.stream, err = qemuTemplate(t.theirs, s.scratch)
+		return err
+	})
+	if err != nil {
+		return t, fmt.Errorf("QEMU: template: %w", err)
+	}
+	t.ours.state, t.ours.memory = d.state, d.memory
+	err = r.anew("spore", func() (err error) {
+		t.ours.hot, err = learn(t.ours, s.scratch)
+		return err
+	})
+	if err != nil {
+		return t, fmt.Errorf("spore: hot pages: %w", err)
+	}
+	return t, nil
+}
+
+// measureWakeLinux times t0 → t4, request → agent answers, of a Linux guest with a root file system, in a fresh process,
+// beside QEMU's restore of the same guest.
+func measureWakeLinux(s settings, r *results) error {
+	t, err := saveBoth(s, r)
 	if err != nil {
 		return err
 	}
-	theirs, err := copyOf("wake-qemu")
-	if err != nil {
-		return err
-	}
-	d, err := sporeTemplate(ours, s.scratch)
-	if err != nil {
-		return fmt.Errorf("spore: template: %w", err)
-	}
-	theirs.cid = 77 // what the guest knows of itself is what its restored copies are to have
-	stream, err := qemuTemplate(theirs, s.scratch)
-	if err != nil {
-		return fmt.Errorf("QEMU: template: %w", err)
-	}
-	ours.state, ours.memory = d.state, d.memory
 	var spore, sporeTrue, qemu, qemuTrue []float64
 	exits, qemuExits := map[string][]float64{}, map[string][]float64{}
-	if ours.hot, err = learn(ours, s.scratch); err != nil {
-		return fmt.Errorf("spore: hot pages: %w", err)
-	}
 	for i := range s.boots + 1 {
-		a, c, err := wakeTo(func() (machine, error) { return startSpore(ours, bootMemory, false) }, exits)
+		a, c, err := wakeTo(r, "spore", func() (machine, error) { return startSpore(t.ours, bootMemory, false) }, exits)
 		if err != nil {
 			return fmt.Errorf("spore: %w", err)
 		}
 		spore, sporeTrue = append(spore, a), append(sporeTrue, c)
-		a, c, err = wakeTo(func() (machine, error) {
-			return startQEMU(theirs, bootMemory, append([]string{"-incoming", "exec:cat " + stream}, tuned...), cmdline)
+		a, c, err = wakeTo(r, "qemu", func() (machine, error) {
+			return startQEMU(t.theirs, bootMemory, append([]string{"-incoming", "exec:cat " + t.stream}, tuned...), cmdline)
 		}, qemuExits)
 		if err != nil {
 			return fmt.Errorf("QEMU: %w", err)
