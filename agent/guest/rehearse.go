@@ -45,7 +45,6 @@ func (a *server) rehearse(root string, args []string, limit time.Duration, w *ag
 		Dir: "/", UID: nobody, GID: nobody, Main: true,
 	}
 	// An image without a shell rehearses less.
-	// An image without a shell rehearses less.
 	_ = a.exec(e, root, func() bool { return false }, agent.NewReader(host), w)
 }
 
