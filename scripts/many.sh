@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes SANDBOXES sandboxes (200) that run at once on one network, by forks of one; each has to have an address of its own and to reach the
-# first. Then it removes them, and looks for what is left. It is run by hand, where guests run: scripts/many.sh, or on the emulated
-# host 'bin/spore host run -- scripts/many.sh'.
+# Makes SANDBOXES sandboxes (200) on one network, by forks of one, AT_ONCE (20) of them at a time; each has to have an address of its own and to
+# reach the first. It removes them, and looks for what is left. It is run by hand, where guests run: scripts/many.sh, or on the
+# emulated host 'bin/spore host run -- scripts/many.sh'.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PWD/bin:$PATH SPORE_NATIVE=1
-image=${IMAGE:-debian:12} count=${SANDBOXES:-200} network=internal:many
+image=${IMAGE:-debian:12} count=${SANDBOXES:-200} at_once=${AT_ONCE:-20} network=internal:many
 SPORE_STATE_DIR=$(mktemp -d)
 export SPORE_STATE_DIR
 trap 'spore ls -aq | xargs -r spore rm -f >/dev/null 2>&1 || true; rm -rf "$SPORE_STATE_DIR"' EXIT
@@ -29,19 +29,22 @@ spore run -d --name first --timeout 2h --network $network -u 0 "$image" sh -c 'c
 addresses() { sed -nE 's|^ *"([0-9.]+)/[0-9]+",?$|\1|p'; } # of what inspect says
 address=$(spore inspect first | addresses)
 until spore exec first bash -c "exec 3<>/dev/tcp/$address/80" 2>/dev/null; do sleep 1; done
-spore fork -n $((count - 1)) first >"$SPORE_STATE_DIR/copies"
-running=$(($(wc -l <"$SPORE_STATE_DIR/copies") + 1))
-echo "$running of $count run at once after $(seconds "$t") s"
-t=$(date +%s%N) reached=0
-while read -r id; do
-    spore exec "$id" bash -c "exec 3<>/dev/tcp/$address/80" && reached=$((reached + 1))
-done <"$SPORE_STATE_DIR/copies"
-echo "$reached of $((running - 1)) copies reach the first, all have $(xargs spore inspect <"$SPORE_STATE_DIR/copies" | addresses | sort -u | wc -l) addresses, after $(seconds "$t") s"
-t=$(date +%s%N)
-spore ls -q | xargs spore rm -f >/dev/null
+made=1 failed=0 reached=0 peak=0
+while [ "$made" -lt "$count" ]; do
+    n=$((count - made < at_once ? count - made : at_once))
+    spore fork -n "$n" first >"$SPORE_STATE_DIR/copies" || true
+    alive=$(wc -l <"$SPORE_STATE_DIR/copies")
+    failed=$((failed + n - alive)) made=$((made + n)) peak=$((alive > peak ? alive : peak))
+    while read -r id; do
+        spore exec "$id" bash -c "exec 3<>/dev/tcp/$address/80" && reached=$((reached + 1))
+    done <"$SPORE_STATE_DIR/copies"
+    xargs -r spore inspect <"$SPORE_STATE_DIR/copies" | addresses | sort | uniq -d | sed 's/^/two have address /'
+    xargs -r spore rm -f <"$SPORE_STATE_DIR/copies" >/dev/null
+done
+spore rm -f first >/dev/null
 spore network rm $network >/dev/null
-echo "removed after $(seconds "$t") s"
+echo "$made made and removed, at most $((peak + 1)) at once, in $(seconds "$t") s: $failed did not run, $reached of $((made - 1)) reached the first"
 there >"$SPORE_STATE_DIR/after"
 left=$(comm -13 <(sort "$SPORE_STATE_DIR/before") <(sort "$SPORE_STATE_DIR/after"))
 echo "left: ${left:-nothing}"
-[ "$reached" = "$((count - 1))" ] && [ -z "$left" ]
+[ "$reached" = "$((made - 1))" ] && [ -z "$left" ]

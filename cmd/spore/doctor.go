@@ -155,12 +155,13 @@ func versionCommand() *cli.Command {
 	}
 }
 
-// completions are the scripts that make a shell ask us: --generate-bash-completion prints the choices.
+// completions are the scripts that make a shell ask us: --generate-bash-completion prints the choices. Part of a flag is no flag, so
+// they ask for all flags, by "-", and choose.
 var completions = map[string]string{
 	"bash": `_spore() {
   local words=("${COMP_WORDS[@]:0:$COMP_CWORD}")
   local cur="${COMP_WORDS[COMP_CWORD]}"
-  [[ "$cur" == -* ]] && words+=("$cur")
+  [[ "$cur" == -* ]] && words+=(-)
   COMPREPLY=($(compgen -W "$("${words[@]}" --generate-bash-completion 2>/dev/null)" -- "$cur"))
 }
 complete -o bashdefault -o default -F _spore spore
@@ -170,7 +171,7 @@ _spore() {
   local -a choices
   local cur=${words[-1]}
   if [[ "$cur" == -* ]]; then
-    choices=("${(@f)$(_CLI_ZSH_AUTOCOMPLETE_HACK=1 ${words[@]:0:#words[@]-1} ${cur} --generate-bash-completion)}")
+    choices=("${(@f)$(_CLI_ZSH_AUTOCOMPLETE_HACK=1 ${words[@]:0:#words[@]-1} - --generate-bash-completion)}")
   else
     choices=("${(@f)$(_CLI_ZSH_AUTOCOMPLETE_HACK=1 ${words[@]:0:#words[@]-1} --generate-bash-completion)}")
   fi
