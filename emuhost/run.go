@@ -32,6 +32,9 @@ type Command struct {
 	Args []string // program and arguments; not empty
 	Env  []string // "NAME=value"; empty means a minimal environment
 	Dir  string   // the same path as outside; empty means the caller's directory
+	// Keep are files that the host is to have in its memory instead of reading them from outside every time: the program, by the path
+	// in Args, and what it looks for beside itself. Those that are not there are left out. A file that changes is copied anew.
+	Keep []string
 	// Stdin is read until its end; nil is empty. When it is a file, one read
 	// may still be under way after Run has returned, as with os/exec.
 	Stdin io.Reader
@@ -83,6 +86,11 @@ type clientSession struct {
 func (s *clientSession) run(ctx context.Context) (int, error) {
 	start := frame.Start{
 		Args: s.cmd.Args, Env: s.cmd.Env, Dir: s.cmd.Dir, TTY: s.cmd.TTY, UnixNano: time.Now().UnixNano(),
+	}
+	for _, path := range s.cmd.Keep {
+		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+			start.Kept = append(start.Kept, frame.Kept{Path: path, Size: st.Size(), ModTime: st.ModTime().UnixNano()})
+		}
 	}
 	if s.cmd.TTY {
 		start.Rows, start.Cols = s.windowSize()

@@ -28,7 +28,7 @@ func serve(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	h := &host{log: log}
+	h := &host{log: log, kept: kept{dir: "/run/spore-kept"}}
 	ended := make(chan error, len(names))
 	for device, name := range names {
 		p, err := openPort(device)

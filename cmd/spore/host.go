@@ -105,11 +105,11 @@ func hostRun(c *cli.Context) error {
 	if len(args) == 0 {
 		return usagef(c, "no command")
 	}
-	return runOnHost(c, args, os.Stdout, os.Stderr)
+	return runOnHost(c, emuhost.Command{Args: args, Stdout: os.Stdout, Stderr: os.Stderr})
 }
 
 // runOnHost starts the emulated host if need be and runs a command there with our streams, signals and exit code.
-func runOnHost(c *cli.Context, args []string, stdout, stderr io.Writer) error {
+func runOnHost(c *cli.Context, cmd emuhost.Command) error {
 	h, err := openHost(c)
 	if err != nil {
 		return err
@@ -117,20 +117,17 @@ func runOnHost(c *cli.Context, args []string, stdout, stderr io.Writer) error {
 	if err := h.Start(c.Context); err != nil {
 		return fmt.Errorf("start emulated host: %w", err)
 	}
-	dir, err := os.Getwd()
-	if err != nil {
+	if cmd.Dir, err = os.Getwd(); err != nil {
 		return err
 	}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, emuhost.ForwardedSignals()...)
 	defer signal.Stop(signals)
-	tty := emuhost.IsTerminal(os.Stdin) && emuhost.IsTerminal(os.Stdout)
-	if tty { // then what runs there has a terminal, and filters what it shows
-		stdout, stderr = os.Stdout, os.Stderr
+	cmd.Env, cmd.Stdin, cmd.Signals = os.Environ(), os.Stdin, signals
+	if cmd.TTY = emuhost.IsTerminal(os.Stdin) && emuhost.IsTerminal(os.Stdout); cmd.TTY { // then what runs there has a terminal, and filters what it shows
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	}
-	code, err := h.Run(c.Context, emuhost.Command{
-		Args: args, Env: os.Environ(), Dir: dir, Stdin: os.Stdin, Stdout: stdout, Stderr: stderr, TTY: tty, Signals: signals,
-	})
+	code, err := h.Run(c.Context, cmd)
 	if err != nil {
 		return err
 	}
@@ -171,8 +168,16 @@ func afterPreparing(prepare preparation, action cli.ActionFunc) cli.ActionFunc {
 			defer done()
 			args = append(args, more...)
 		}
-		return runOnHost(c, append(args, os.Args[1:]...), shown(c, os.Stdout), shown(c, os.Stderr))
+		return runOnHost(c, emuhost.Command{Args: append(args, os.Args[1:]...), Keep: programs(self), Stdout: shown(c, os.Stdout), Stderr: shown(c, os.Stderr)})
 	}
+}
+
+// programs are our binary and what it looks for beside itself.
+func programs(self string) (paths []string) {
+	for _, name := range []string{filepath.Base(self), "spore-vmm", "spore-net", "spore-probe", "initramfs.cpio", "cni/bridge", "cni/host-local"} {
+		paths = append(paths, filepath.Join(filepath.Dir(self), name))
+	}
+	return paths
 }
 
 // probeLimit bounds the question whether this host can run guests.

@@ -17,6 +17,16 @@ type Start struct {
 	// UnixNano is the client's wall clock. The guest steps its own when it is
 	// more than half a second off. 0 leaves it alone.
 	UnixNano int64 `json:"unixNano,omitempty"`
+	// Kept are files that the guest may keep copies of in memory, as the client has just seen them: Args[0], and others below its
+	// directory that it looks for beside itself.
+	Kept []Kept `json:"kept,omitempty"`
+}
+
+// Kept is a file of the outer machine at one moment.
+type Kept struct {
+	Path    string `json:"path"`
+	Size    int64  `json:"size"`
+	ModTime int64  `json:"modTime"` // in nanoseconds since 1970
 }
 
 // Configuration finishes a resumed or booted host: it is sent once, before the
