@@ -212,7 +212,8 @@ func TestQ06BrokenRings(t *testing.T) {
 				g.expect(opReadWrite)
 			}
 			g.mu.Lock()
-			g.store16(g.states[q].Avail+2, g.avail[q]+2*ringSize)
+			g.avail[q] += 2 * ringSize // for good: what is lent meanwhile does not mend it
+			g.store16(g.states[q].Avail+2, g.avail[q])
 			g.kick(q)
 			g.mu.Unlock()
 			select {
