@@ -31,7 +31,7 @@ const (
 // of what was never in the file those that were touched.
 func owned(pagemap *os.File, r guestmem.Region) (pageSet, error) {
 	pages := make(pageSet, guestmem.Words(len(r.Host)))
-	b := make([]byte, 64<<10)
+	b := make([]byte, 4<<10) // small: the memory of this process is counted
 	for page, n := 0, len(r.Host)/guestmem.PageSize; page < n; {
 		b := b[:min(len(b), (n-page)*pageEntry)]
 		if err := readAll(pagemap, b, int64(address(r.Host))/guestmem.PageSize*pageEntry+int64(page)*pageEntry); err != nil {

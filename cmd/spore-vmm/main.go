@@ -29,8 +29,9 @@ import (
 	"spore/vmm/policy"
 )
 
-// settled is how long after its start a guest is left alone.
-const settled = 500 * time.Millisecond
+// settled is how long after its start a guest is left alone: until it has booted, left a template and begun its command. One that
+// ends before needs no collection.
+const settled = 4 * time.Second
 
 func main() {
 	runtime.LockOSThread() // this thread becomes that of the first vCPU
