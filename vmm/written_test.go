@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/guestmem"
+	"spore/virtio/balloon"
 	"spore/vmm/snapshot"
 )
 
@@ -111,5 +112,32 @@ func TestLogLastsAsLongAsASave(t *testing.T) {
 	}
 	if m.state != Running || m.ending.Load() {
 		t.Errorf("the machine is %v (%v)", m.state, m.exit)
+	}
+}
+
+// TestDiscardedMeanwhile gives a page back that a live snapshot has copied: the snapshot has what the guest would read there then.
+func TestDiscardedMeanwhile(t *testing.T) {
+	m, _ := newTestMachine(t, counting(), nil)
+	const at, there = 0x320000, 0x330000
+	for _, a := range []guestmem.GPA{at, there} {
+		if err := m.ram.mem.WriteAt([]byte("old"), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, blocks := memFile(t, "memory"), make(pageSet, snapshot.BlockWords(m.cfg.Memory))
+	if _, err := m.copyLive(t.Context(), f, pagemap(t), blocks); err != nil {
+		t.Fatal(err)
+	}
+	if err := balloon.NewMemory(m.ram.mem, false).Discard(at, guestmem.PageSize); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.copyWritten(t.Context(), f, blocks); err != nil {
+		t.Fatal(err)
+	}
+	for a, want := range map[int64]string{at: "\x00\x00\x00", there: "old"} {
+		b := make([]byte, len(want))
+		if _, err := f.ReadAt(b, a); err != nil || string(b) != want {
+			t.Errorf("at %#x: %q, %v; want %q", a, b, err, want)
+		}
 	}
 }

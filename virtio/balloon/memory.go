@@ -33,6 +33,7 @@ func (m *Memory) Discard(a guestmem.GPA, n uint64) error {
 		if err := unix.Madvise(piece, m.advice); err != nil {
 			return fmt.Errorf("discard guest memory at %#x+%#x: %w", uint64(a), len(piece), err)
 		}
+		m.mem.Wrote(a, uint64(len(piece))) // a live snapshot may have copied what was there
 		a += guestmem.GPA(len(piece))
 		n -= uint64(len(piece))
 	}
