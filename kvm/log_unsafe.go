@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LoggedSlots is for how many slots a LogSwitch is made at most.
-const LoggedSlots = 2
+// loggedSlots is for how many slots a LogSwitch is made at most.
+const loggedSlots = 2
 
 // LogSwitch begins and ends the dirty log of memory slots (KVM_MEM_LOG_DIRTY_PAGES). That is a flag of the ioctl that sets a slot, with all
 // else that it says; a filter of system calls sees where that is written, and not what. So it is written beforehand, where it
@@ -22,15 +22,15 @@ type LogSwitch struct {
 }
 
 // logTable is what the page begins with: each slot without the log and with it. The filter counts on entries of 32 bytes (vmm/policy).
-type logTable [LoggedSlots][2]memSlot
+type logTable [loggedSlots][2]memSlot
 
 var _ = [1]struct{}{}[unsafe.Sizeof(logTable{})-4*32]
 
 // NewLogSwitch makes the switch of slots that are set. Their table is at the address at, a multiple of a page where nothing is mapped; 0 is
 // anywhere.
 func (vm *VM) NewLogSwitch(at uintptr, slots []MemSlot) (*LogSwitch, error) {
-	if len(slots) == 0 || len(slots) > LoggedSlots {
-		return nil, fmt.Errorf("make log switch: %d memory slots, want 1 to %d", len(slots), LoggedSlots)
+	if len(slots) == 0 || len(slots) > loggedSlots {
+		return nil, fmt.Errorf("make log switch: %d memory slots, want 1 to %d", len(slots), loggedSlots)
 	}
 	flags := unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
 	if at != 0 {
@@ -52,7 +52,7 @@ func (vm *VM) NewLogSwitch(at uintptr, slots []MemSlot) (*LogSwitch, error) {
 		table[i][1] = s.raw()
 	}
 	if err := unix.Mprotect(unsafe.Slice((*byte)(page), unsafe.Sizeof(*table)), unix.PROT_READ); err != nil {
-		return nil, fmt.Errorf("make log switch: %w", os.NewSyscallError("mprotect", err))
+		return nil, errors.Join(fmt.Errorf("make log switch: %w", os.NewSyscallError("mprotect", err)), unix.MunmapPtr(page, unsafe.Sizeof(*table)))
 	}
 	return &LogSwitch{vm, page, len(slots)}, nil
 }

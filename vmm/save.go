@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -264,6 +265,16 @@ func copyPages(ctx context.Context, to *os.File, r guestmem.Region, pages, block
 
 // writeAll is a pwrite of everything, by the call that disks are written with.
 func writeAll(f *os.File, b []byte, off int64) error {
+	return transfer(f, b, off, "pwritev2", unix.Pwritev2, errors.New("nothing was written"))
+}
+
+// readAll is a pread of everything, by the call that disks are read with.
+func readAll(f *os.File, b []byte, off int64) error {
+	return transfer(f, b, off, "preadv2", unix.Preadv2, io.ErrUnexpectedEOF)
+}
+
+// transfer makes a call until all of b is through. A call that moves nothing is the error none.
+func transfer(f *os.File, b []byte, off int64, name string, call func(fd int, iovs [][]byte, offset int64, flags int) (int, error), none error) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
@@ -271,16 +282,16 @@ func writeAll(f *os.File, b []byte, off int64) error {
 	for len(b) > 0 {
 		var n int
 		var inner error
-		if err := raw.Control(func(fd uintptr) { n, inner = unix.Pwritev2(int(fd), [][]byte{b}, off, 0) }); err != nil {
+		if err := raw.Control(func(fd uintptr) { n, inner = call(int(fd), [][]byte{b}, off, 0) }); err != nil {
 			return err
 		}
 		switch {
 		case inner == unix.EINTR:
 			continue
 		case inner != nil:
-			return os.NewSyscallError("pwritev2", inner)
+			return os.NewSyscallError(name, inner)
 		case n == 0:
-			return errors.New("nothing was written")
+			return none
 		}
 		b, off = b[n:], off+int64(n)
 	}

@@ -4,10 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"os"
-
-	"golang.org/x/sys/unix"
 
 	"spore/guestmem"
 	"spore/vmm/snapshot"
@@ -125,28 +122,3 @@ func (m *Machine) takeWritten(region int) (pageSet, error) {
 }
 
 var zeroPage [guestmem.PageSize]byte
-
-// readAll is a pread of everything, by the call that disks are read with.
-func readAll(f *os.File, b []byte, off int64) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	for len(b) > 0 {
-		var n int
-		var inner error
-		if err := raw.Control(func(fd uintptr) { n, inner = unix.Preadv2(int(fd), [][]byte{b}, off, 0) }); err != nil {
-			return err
-		}
-		switch {
-		case inner == unix.EINTR:
-			continue
-		case inner != nil:
-			return os.NewSyscallError("preadv2", inner)
-		case n == 0:
-			return io.ErrUnexpectedEOF
-		}
-		b, off = b[n:], off+int64(n)
-	}
-	return nil
-}

@@ -60,7 +60,7 @@ func (a *server) runHook(path string, limit time.Duration) error {
 	}
 	defer null.Close()
 	pid, end, err := a.reaper.start(path, []string{path}, &syscall.ProcAttr{
-		Dir: "/", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		Dir: "/", Env: []string{"PATH=" + defaultPath},
 		Files: []uintptr{null.Fd(), null.Fd(), null.Fd()}, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {

@@ -8,6 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// defaultPath is where programs are looked for without a PATH.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 // resolve says which file argv[0] names, by the PATH of env and from dir, as execvp does.
 func resolve(name, dir string, env []string) (string, error) {
 	if strings.ContainsRune(name, '/') {
@@ -20,7 +23,7 @@ func resolve(name, dir string, env []string) (string, error) {
 	if name == "" {
 		return "", &os.PathError{Op: "exec", Path: name, Err: unix.ENOENT}
 	}
-	search := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	search := defaultPath
 	for _, e := range env {
 		if v, ok := strings.CutPrefix(e, "PATH="); ok {
 			search = v

@@ -41,7 +41,7 @@ func (a *server) rehearse(root string, args []string, limit time.Duration, w *ag
 	over := time.AfterFunc(limit, func() { hangUp.CloseWithError(errors.New("the rehearsal takes too long")) })
 	defer over.Stop()
 	e := agent.Exec{
-		Args: args, Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		Args: args, Env: []string{"PATH=" + defaultPath},
 		Dir: "/", UID: nobody, GID: nobody, Main: true,
 	}
 	// An image without a shell rehearses less.

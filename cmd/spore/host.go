@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -165,7 +166,11 @@ func afterPreparing(prepare preparation, action cli.ActionFunc) cli.ActionFunc {
 			if err != nil {
 				return err
 			}
-			defer done()
+			defer func() {
+				if left := done(); left != nil {
+					err = errors.Join(err, left)
+				}
+			}()
 			args = append(args, more...)
 		}
 		return runOnHost(c, emuhost.Command{Args: append(args, os.Args[1:]...), Keep: programs(self), Stdout: shown(c, os.Stdout), Stderr: shown(c, os.Stderr)})
