@@ -30,11 +30,13 @@ const (
 	Allow  Action = 0x7fff0000
 )
 
-// Arg is a condition on one argument of a call: (argument & Mask) == Value. A zero Mask means all 64 bits.
+// Arg is a condition on one argument of a call: (argument & Mask) == Value. A zero Mask means all 64 bits. With Least it is
+// argument >= Value, and Mask is 0.
 type Arg struct {
 	Index uint   // 0 to 5
 	Mask  uint64 // bits compared
 	Value uint64 // must have no bit outside Mask
+	Least bool
 }
 
 // Equal matches when argument i is exactly v.
@@ -46,8 +48,14 @@ func Lacks(i uint, bits uint64) Arg { return Arg{Index: i, Mask: bits} }
 // Masked matches when the bits of argument i under mask are v.
 func Masked(i uint, mask, v uint64) Arg { return Arg{Index: i, Mask: mask, Value: v} }
 
+// AtLeast matches when argument i is v or more, both without a sign.
+func AtLeast(i uint, v uint64) Arg { return Arg{Index: i, Value: v, Least: true} }
+
 // Match reports whether the argument values satisfy a.
 func (a Arg) Match(args [6]uint64) bool {
+	if a.Least {
+		return args[a.Index] >= a.Value
+	}
 	if a.Mask == 0 {
 		return args[a.Index] == a.Value
 	}

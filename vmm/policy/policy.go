@@ -52,7 +52,7 @@ const kvmRun = 0xae80 // KVM_RUN
 // socket, connect, execve, ptrace or mprotect, and no memory is ever executable.
 func Running() seccomp.Policy {
 	var p seccomp.Policy
-	for _, group := range []seccomp.Policy{scheduling, memory, overReserved(), poller, signals, threads, enterGuest, saveMachine, logWrites, blockDevice, sockets, control} {
+	for _, group := range []seccomp.Policy{scheduling, memory, overReserved, poller, signals, threads, enterGuest, saveMachine, logWrites, blockDevice, sockets, control} {
 		p = append(p, group...)
 	}
 	return p
@@ -61,7 +61,7 @@ func Running() seccomp.Policy {
 // VCPU is what the thread of a vCPU may do: run the guest, answer its register accesses, and be a thread of Go's.
 func VCPU() seccomp.Policy {
 	var p seccomp.Policy
-	for _, group := range []seccomp.Policy{scheduling, memory, overReserved(), signals, enterGuest, vcpuThread} {
+	for _, group := range []seccomp.Policy{scheduling, memory, overReserved, signals, enterGuest, vcpuThread} {
 		p = append(p, group...)
 	}
 	return p
@@ -110,17 +110,13 @@ const LogTable = 0x10_0000
 // replaces is what a mapping has that may be over another.
 const replaces = unix.MAP_FIXED
 
-// Where the Go runtime maps over what it has reserved is random, but it is at a multiple of 64 MiB for its heap, and high up for the rest:
-// in the middle of the addresses that a process has, so at least one of these bits is set.
-const firstHeapBit, lastHeapBit = 26, 46
+// firstHeap is below all that the Go runtime reserves and then maps over: its heap is at a random multiple of 64 MiB, and the rest high up.
+// The program and LogTable are below it. A mapping grows upwards, and cannot come round to them.
+const firstHeap = 64 << 20
 
 // overReserved lets the runtime map memory where it has reserved it.
-func overReserved() (p seccomp.Policy) {
-	for bit := firstHeapBit; bit <= lastHeapBit; bit++ {
-		p = append(p, seccomp.Rule{Call: "mmap", Args: []seccomp.Arg{seccomp.Lacks(2, unix.PROT_EXEC), seccomp.Masked(0, 1<<bit, 1<<bit)},
-			Why: "the heap, over what was reserved for it, and never over LogTable"})
-	}
-	return p
+var overReserved = seccomp.Policy{
+	{Call: "mmap", Args: []seccomp.Arg{seccomp.Lacks(2, unix.PROT_EXEC), seccomp.AtLeast(0, firstHeap)}, Why: "the heap, over what was reserved for it, and never over LogTable"},
 }
 
 // logWrites lets a live snapshot have a dirty log of what the guest writes meanwhile. The four entries of a kvm.LogSwitch are 32

@@ -100,6 +100,8 @@ func TestLogTable(t *testing.T) {
 		{"memory over the heap", unix.SYS_MMAP, [6]uint64{0xc000000000, 1 << 26, unix.PROT_READ | unix.PROT_WRITE, anonymous | unix.MAP_FIXED}, true},
 		{"memory over a lower heap", unix.SYS_MMAP, [6]uint64{1 << 26, 1 << 26, unix.PROT_READ | unix.PROT_WRITE, anonymous | unix.MAP_FIXED}, true},
 		{"memory over the table", unix.SYS_MMAP, [6]uint64{policy.LogTable, 1 << 12, unix.PROT_READ | unix.PROT_WRITE, anonymous | unix.MAP_FIXED}, false},
+		{"memory up to a lower heap", unix.SYS_MMAP, [6]uint64{1<<26 - 1<<12, 1 << 12, unix.PROT_READ | unix.PROT_WRITE, anonymous | unix.MAP_FIXED}, false},
+		{"a program over the heap", unix.SYS_MMAP, [6]uint64{0xc000000000, 1 << 26, unix.PROT_READ | unix.PROT_EXEC, anonymous | unix.MAP_FIXED}, false},
 		{"memory from before it on", unix.SYS_MMAP, [6]uint64{1 << 16, 1 << 30, unix.PROT_READ | unix.PROT_WRITE, anonymous | unix.MAP_FIXED}, false},
 		{"a file over it", unix.SYS_MMAP, [6]uint64{policy.LogTable, 1 << 12, unix.PROT_READ, unix.MAP_SHARED | unix.MAP_FIXED, 3}, false},
 		{"to write to it", unix.SYS_MPROTECT, [6]uint64{policy.LogTable, 1 << 12, unix.PROT_READ | unix.PROT_WRITE}, false},

@@ -2,6 +2,7 @@
 package export
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -51,15 +52,23 @@ func add(filter *libseccomp.ScmpFilter, r seccomp.Rule) error {
 	}
 	var conditions []libseccomp.ScmpCondition
 	for _, a := range r.Args {
-		mask := a.Mask
-		if mask == 0 {
-			mask = ^uint64(0)
-		}
-		c, err := libseccomp.MakeCondition(a.Index, libseccomp.CompareMaskedEqual, mask, a.Value)
+		c, err := condition(a)
 		if err != nil {
 			return err
 		}
 		conditions = append(conditions, c)
 	}
 	return filter.AddRuleConditionalExact(call, libseccomp.ActAllow, conditions)
+}
+
+func condition(a seccomp.Arg) (libseccomp.ScmpCondition, error) {
+	switch {
+	case a.Least && a.Mask != 0:
+		return libseccomp.ScmpCondition{}, errors.New("a least value has no mask")
+	case a.Least:
+		return libseccomp.MakeCondition(a.Index, libseccomp.CompareGreaterEqual, a.Value)
+	case a.Mask == 0:
+		return libseccomp.MakeCondition(a.Index, libseccomp.CompareMaskedEqual, ^uint64(0), a.Value)
+	}
+	return libseccomp.MakeCondition(a.Index, libseccomp.CompareMaskedEqual, a.Mask, a.Value)
 }
