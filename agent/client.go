@@ -5,12 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"time"
 )
 
+// Conn is a connection between host and guest: every net.Conn is one. Package net itself would be part of the agent then, and what
+// that sets up at its start of every guest's.
+type Conn interface {
+	io.ReadWriteCloser
+	SetDeadline(time.Time) error
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+}
+
 // Dial connects to a vsock port of the guest.
-type Dial func(ctx context.Context, port uint32) (net.Conn, error)
+type Dial func(ctx context.Context, port uint32) (Conn, error)
 
 // ErrLost says that the guest, or its agent, went away in the middle of a call.
 var ErrLost = errors.New("the guest is gone")
@@ -34,7 +42,7 @@ func lost(ctx context.Context, err error) error {
 }
 
 // Handshake carries out the host's part on a fresh control connection. ctx must have an end.
-func Handshake(ctx context.Context, conn net.Conn, s Setup) (Hello, error) {
+func Handshake(ctx context.Context, conn Conn, s Setup) (Hello, error) {
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
 	var hello Hello
 	r, w := NewReader(conn), NewWriter(conn)
@@ -60,7 +68,7 @@ func Handshake(ctx context.Context, conn net.Conn, s Setup) (Hello, error) {
 
 // request opens a connection and sends the first frame. The connection ends with ctx. Reading and writing have
 // startLimit as their deadline, which callers who stay longer take off.
-func request(ctx context.Context, dial Dial, r Request) (conn net.Conn, stop func(), err error) {
+func request(ctx context.Context, dial Dial, r Request) (conn Conn, stop func(), err error) {
 	conn, err = dial(ctx, RequestPort)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reach agent: %w", err)

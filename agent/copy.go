@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync/atomic"
 	"time"
 )
@@ -40,7 +39,7 @@ func Put(ctx context.Context, dial Dial, src, dest string, owner Owner) error {
 
 // exchange sends what belongs to a request, and receives the answer to all of it, of type t, into v. Nothing waits between the two:
 // an answer that comes early is a refusal, and ends the sending. The connection's deadlines are not what they were.
-func exchange(conn net.Conn, r *Reader, t FrameType, v any, send func(*Writer) error) (answered, sent error) {
+func exchange(conn Conn, r *Reader, t FrameType, v any, send func(*Writer) error) (answered, sent error) {
 	conn.SetDeadline(time.Time{})
 	out := &outgoing{conn: conn}
 	answer := make(chan error, 1)
@@ -59,7 +58,7 @@ func exchange(conn net.Conn, r *Reader, t FrameType, v any, send func(*Writer) e
 }
 
 // startWith awaits the start of a process whose program is sent along.
-func startWith(conn net.Conn, r *Reader, started *Started, program io.Reader, size int64) error {
+func startWith(conn Conn, r *Reader, started *Started, program io.Reader, size int64) error {
 	err, sendErr := exchange(conn, r, FrameStarted, started, func(w *Writer) error { return sendProgram(w, program, size) })
 	var f *Failure
 	if sendErr != nil && !errors.As(err, &f) {
@@ -82,7 +81,7 @@ const refusalLimit = time.Second
 
 // outgoing writes to a connection that may stand still no longer than idleLimit, until end.
 type outgoing struct {
-	conn  net.Conn
+	conn  Conn
 	ended atomic.Bool
 }
 
@@ -127,7 +126,7 @@ const idleLimit = time.Minute
 // received is the tar stream of an OpGet.
 type received struct {
 	r    *Reader
-	conn net.Conn
+	conn Conn
 	rest []byte
 	done bool
 	err  error

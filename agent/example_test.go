@@ -11,7 +11,7 @@ import (
 
 // A process in a guest, and the guest: here a few lines that speak as its agent would.
 func ExampleStart() {
-	dial := func(context.Context, uint32) (net.Conn, error) {
+	dial := func(context.Context, uint32) (agent.Conn, error) {
 		host, guest := net.Pipe()
 		go func() {
 			r, w := agent.NewReader(guest), agent.NewWriter(guest)

@@ -31,7 +31,7 @@ func impostor(answer ...[]byte) Dial {
 
 // scripted is a Dial whose other end is served by do.
 func scripted(do func(net.Conn)) Dial {
-	return func(context.Context, uint32) (net.Conn, error) {
+	return func(context.Context, uint32) (Conn, error) {
 		ours, theirs := net.Pipe()
 		go do(theirs)
 		return ours, nil
@@ -139,7 +139,7 @@ func TestAG01SlowAgent(t *testing.T) {
 				dialled := make(chan struct{})
 				var result = make(chan error, 1)
 				go func() {
-					result <- call(ctx, func(ctx context.Context, port uint32) (net.Conn, error) {
+					result <- call(ctx, func(ctx context.Context, port uint32) (Conn, error) {
 						defer close(dialled)
 						return scripted(do)(ctx, port)
 					})
@@ -194,7 +194,7 @@ func TestAG01LostGuest(t *testing.T) {
 		}
 	})
 	refused := errors.New("connection refused")
-	ask(t, func(context.Context, uint32) (net.Conn, error) { return nil, refused }, func(call string, err error) {
+	ask(t, func(context.Context, uint32) (Conn, error) { return nil, refused }, func(call string, err error) {
 		if !errors.Is(err, refused) {
 			t.Errorf("%s: %v", call, err)
 		}
@@ -205,7 +205,7 @@ func TestAG01LostGuest(t *testing.T) {
 // only ever sent back to the guest, on a connection of its own.
 func TestAG02ForgedFrames(t *testing.T) {
 	var asked []string
-	dial := func(ctx context.Context, port uint32) (net.Conn, error) {
+	dial := func(ctx context.Context, port uint32) (Conn, error) {
 		asked = append(asked, fmt.Sprint(port))
 		return impostor(text(FrameStarted, `{"id":18446744073709551615,"path":"/etc/shadow","op":"poweroff"}`),
 			text(FrameStdout, "forged"), text(FrameExit, `{"code":42,"id":9}`), text(FrameExit, `{"code":0}`))(ctx, port)
@@ -258,7 +258,7 @@ func FuzzAgent(f *testing.F) {
 	f.Add(text(FrameDone, `{"memory_total":1,"load":"0.1 0.2 0.3"}`))
 	f.Add(text(FrameFailure, `{"error":"no\u0000","code":127}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		dial := func(context.Context, uint32) (net.Conn, error) { return &canned{r: bytes.NewReader(b)}, nil }
+		dial := func(context.Context, uint32) (Conn, error) { return &canned{r: bytes.NewReader(b)}, nil }
 		ctx := t.Context()
 		if s, err := GetStats(ctx, dial); err == nil && s.judge() != nil {
 			t.Errorf("%+v", s)

@@ -107,7 +107,7 @@ func (m *qemuMachine) agentReady(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-func (m *qemuMachine) dial(_ context.Context, port uint32) (net.Conn, error) {
+func (m *qemuMachine) dial(_ context.Context, port uint32) (agent.Conn, error) {
 	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err

@@ -36,7 +36,7 @@ type files struct {
 type machine interface {
 	// agentReady waits for the agent's call and returns the connection.
 	agentReady(ctx context.Context) (net.Conn, error)
-	dial(ctx context.Context, port uint32) (net.Conn, error)
+	dial(ctx context.Context, port uint32) (agent.Conn, error)
 	pid() int
 	// ended waits, that long at most, for a machine that ends by itself, and says why it did.
 	ended(limit time.Duration) (string, error)
@@ -156,7 +156,7 @@ func (m *sporeMachine) agentReady(ctx context.Context) (net.Conn, error) {
 	return conn, nil
 }
 
-func (m *sporeMachine) dial(ctx context.Context, port uint32) (net.Conn, error) {
+func (m *sporeMachine) dial(ctx context.Context, port uint32) (agent.Conn, error) {
 	return m.broker.Dial(ctx, port)
 }
 

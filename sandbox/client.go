@@ -72,7 +72,7 @@ func (sb *Sandbox) notRunning(err error) error {
 }
 
 // Dial connects to a vsock port inside the running sandbox.
-func (sb *Sandbox) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+func (sb *Sandbox) Dial(ctx context.Context, port uint32) (agent.Conn, error) {
 	_, f, err := sb.ask(ctx, request{Verb: verbDial, Port: port})
 	if err != nil {
 		return nil, err

@@ -98,7 +98,7 @@ func (v *supervisor) runCommand(ready func()) Outcome {
 // begin starts the command, or attaches to the one that the machine woke with.
 func (v *supervisor) begin(ctx context.Context, e agent.Exec, s agent.Streams) (*agent.Process, error) {
 	if v.main != 0 {
-		return agent.Attach(ctx, v.machine.broker.Dial, v.main, s)
+		return agent.Attach(ctx, v.reach, v.main, s)
 	}
 	if v.sb.Config.Program {
 		program, size, err := v.sb.openProgram()
@@ -108,7 +108,12 @@ func (v *supervisor) begin(ctx context.Context, e agent.Exec, s agent.Streams) (
 		defer program.Close()
 		e.Program, s.Program = size, program
 	}
-	return agent.Start(ctx, v.machine.broker.Dial, e, s)
+	return agent.Start(ctx, v.reach, e, s)
+}
+
+// reach connects to a port of the guest: an agent.Dial.
+func (v *supervisor) reach(ctx context.Context, port uint32) (agent.Conn, error) {
+	return v.machine.broker.Dial(ctx, port)
 }
 
 // commandStreams are the caller's, the log and whoever attaches, all at once.
@@ -257,7 +262,7 @@ const powerOffLimit = 30 * time.Second
 func (v *supervisor) powerOff() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(v.ctx), powerOffLimit)
 	defer cancel()
-	if err := agent.PowerOff(ctx, v.machine.broker.Dial); err != nil {
+	if err := agent.PowerOff(ctx, v.reach); err != nil {
 		v.host.log().Debug("power off", "err", err)
 		return
 	}

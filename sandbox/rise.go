@@ -110,7 +110,7 @@ func (v *supervisor) identify(ctx context.Context, hostname string) error {
 		return err
 	}
 	r := agent.Resumed{Hostname: hostname, Pids: v.sb.Config.Pids, Entropy: seed(), Now: time.Now().UnixNano(), Network: network}
-	return agent.Resume(ctx, v.machine.broker.Dial, r)
+	return agent.Resume(ctx, v.reach, r)
 }
 
 // seedSize is how much of the host's randomness a guest starts with, in bytes.
@@ -214,10 +214,10 @@ func (v *supervisor) leaveTemplate(ctx context.Context) error {
 	if err := v.identify(ctx, nobodysName); err != nil {
 		return err
 	}
-	if err := agent.Rehearse(ctx, v.machine.broker.Dial); err != nil {
+	if err := agent.Rehearse(ctx, v.reach); err != nil {
 		return err
 	}
-	if err := agent.Sync(ctx, v.machine.broker.Dial); err != nil {
+	if err := agent.Sync(ctx, v.reach); err != nil {
 		return err
 	}
 	s, err := v.save(ctx, draft, false)
@@ -242,7 +242,7 @@ func (v *supervisor) prepare(ctx context.Context) error {
 	}
 	e := agent.Exec{Args: cfg.Prepare, Env: cfg.Env, Dir: cfg.Dir, UID: cfg.User.UID, GID: cfg.User.GID, Groups: cfg.User.Groups}
 	said := &tail{limit: 4 << 10}
-	p, err := agent.Start(ctx, v.machine.broker.Dial, e, agent.Streams{Stdout: said, Stderr: said})
+	p, err := agent.Start(ctx, v.reach, e, agent.Streams{Stdout: said, Stderr: said})
 	if err != nil {
 		return fmt.Errorf("--prepare: %w", err)
 	}

@@ -47,11 +47,11 @@ func (v *supervisor) pause() error {
 	if v.standsStill() {
 		return errors.New("it is paused already")
 	}
-	if err := agent.Hold(v.ctx, v.machine.broker.Dial); err != nil {
+	if err := agent.Hold(v.ctx, v.reach); err != nil {
 		return err
 	}
 	if _, err := v.machine.request(v.ctx, api.Request{Op: api.OpPause}); err != nil {
-		return errors.Join(err, agent.Release(v.ctx, v.machine.broker.Dial))
+		return errors.Join(err, agent.Release(v.ctx, v.reach))
 	}
 	v.note(func(st *State) { st.Paused = true })
 	return v.record()
@@ -68,7 +68,7 @@ func (v *supervisor) resume() error {
 		return err
 	}
 	v.note(func(st *State) { st.Paused = false })
-	return errors.Join(agent.Release(v.ctx, v.machine.broker.Dial), v.record())
+	return errors.Join(agent.Release(v.ctx, v.reach), v.record())
 }
 
 // saveTo makes a dormant machine of the sandbox at dir.
@@ -90,7 +90,7 @@ func (v *supervisor) saveTo(dir string, live bool) (*Saved, error) {
 	defer draft.Discard()
 	paused := v.standsStill()
 	if !paused {
-		if err := agent.Hold(ctx, v.machine.broker.Dial); err != nil {
+		if err := agent.Hold(ctx, v.reach); err != nil {
 			return nil, err
 		}
 	}
@@ -99,7 +99,7 @@ func (v *supervisor) saveTo(dir string, live bool) (*Saved, error) {
 		_, err = draft.Publish(v.spec())
 	}
 	if !paused {
-		err = errors.Join(err, agent.Release(v.ctx, v.machine.broker.Dial))
+		err = errors.Join(err, agent.Release(v.ctx, v.reach))
 	}
 	if err != nil {
 		return nil, err

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Takes and restores snapshots of one sandbox, CYCLES times, while it works: it writes files, reads them back and compares checksums,
-# and a stream of STREAM_MIB goes into it and back through vsock. A stream that a snapshot is taken under comes back whole. One
+# Takes and restores snapshots of one sandbox, CYCLES times, while it works: fio writes its disk at random and verifies every block, if the
+# image has it, beside files that are read back and compared, and a stream of STREAM_MIB goes into it and back through vsock. A stream that a snapshot is taken under comes back whole. One
 # that a restore ends has brought nothing wrong until then, and does not hang. Run by hand, where guests run:
 # scripts/cycles.sh, or on the emulated host 'bin/spore host run -- scripts/cycles.sh'.
 set -euo pipefail
@@ -12,7 +12,10 @@ export SPORE_STATE_DIR=$state
 cleanup() { spore ls -aq | xargs -r spore rm -f >/dev/null 2>&1 || true; rm -rf "$state"; }
 trap cleanup EXIT
 : "${CYCLES:=20}" "${STREAM_MIB:=2}" "${KEEP:=5}" # snapshots that there are at most
-work='cd /tmp; i=0; while :; do i=$((i+1)); head -c 1M /dev/urandom >f; sha256sum f >s; cp f g; sync
+work='cd /tmp; i=0; while :; do i=$((i+1))
+! command -v fio >fio || fio --output=fio --name=v --filename=/tmp/v --size=8M --bs=4k --rw=randwrite --ioengine=libaio --iodepth=8 --thread \
+    --verify=crc32c --do_verify=1 --verify_fatal=1 --verify_dump=0 || { echo LOST $i; tail -n 20 fio; exit 1; }
+head -c 1M /dev/urandom >f; sha256sum f >s; cp f g; sync
 sha256sum f | cmp -s - s && cmp -s f g || { echo LOST $i; exit 1; }; echo $i; done'
 head -c $((STREAM_MIB << 20)) /dev/urandom >"$state/data"
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What each cut of guest/kernel/spore.config gains: switches one group of options on again, builds, and compares with the
-# guest kernel in instructions from the kernel's first to the start of init, and in size. Prints a Markdown table; what is
+# What each cut of guest/kernel/spore.config and each of guest/kernel/patches gains: switches one group of options on again, or leaves
+# a patch out, builds, and compares with the guest kernel in instructions from the kernel's first to the start of init, and in size. Prints a Markdown table; what is
 # done meanwhile goes to stderr. docs/guest-kernel.md says what the numbers mean.
 #
 #   scripts/kernel-gain.sh DIR [GROUP...]    all groups if none is named; DIR, 2 GB, is kept, and what is in it not built again
 #
-# Needs what guest/kernel/build.sh needs, and qemu-system-x86_64, gdb and cpio; no KVM. A group with options is built, which
+# Needs what guest/kernel/build.sh needs, and qemu-system-x86_64, gdb and cpio; no KVM. A group with options or a patch is built, which
 # takes minutes. JOBS (2) is how many compilers run side by side. After a change of the kernel, use another DIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,8 +14,8 @@ shift
 jobs=${JOBS:-2}
 export KBUILD_BUILD_TIMESTAMP=1970-01-01 KBUILD_BUILD_USER=spore KBUILD_BUILD_HOST=spore KBUILD_BUILD_VERSION=1
 
-# Groups: name|what|options switched on|word left out of the command line|functions that return at once. What options select or
-# bring along by default comes too; a group without options is the present kernel.
+# Groups: name|what|options switched on|word left out of the command line|functions that return at once|patch left out. What options
+# select or bring along by default comes too; a group without options or a patch is the present kernel.
 groups='
 acpi|ACPI drivers of hardware: processor, thermal, fan, battery, container|ACPI_PROCESSOR ACPI_THERMAL ACPI_FAN ACPI_CONTAINER ACPI_AC ACPI_BATTERY ACPI_SPCR_TABLE ACPI_TABLE_UPGRADE X86_PM_TIMER THERMAL
 input|Input: keyboards, mice, i8042, the ACPI button|INPUT SERIO_I8042 KEYBOARD_ATKBD MOUSE_PS2 ACPI_BUTTON
@@ -35,9 +35,11 @@ modules|Loadable modules|MODULES MODULE_UNLOAD
 mitigations|Mitigations, compiled in|CPU_MITIGATIONS RETPOLINE RETHUNK PAGE_TABLE_ISOLATION|mitigations=off
 smp|No `noreplace-smp`||noreplace-smp
 quiet|No `quiet`||quiet
-slab_sysfs|Without `slab_sysfs_init`|||slab_sysfs_init
 param_sysfs|Without `param_sysfs_init`|||param_sysfs_init
-both_sysfs|Without both|||slab_sysfs_init param_sysfs_init
+poison|Poison in freed initial memory||||0002-no-poison-in-freed-init-memory
+ioapic|The I/O APIC cleared at the start||||0003-ioapic-is-empty
+cpuid|CPUID asked again and again||||0004-cpuid-once
+slabs|`/sys/kernel/slab`||||0005-no-sysfs-for-slabs
 '
 
 say() { echo "kernel-gain: $*" >&2; }
@@ -117,6 +119,18 @@ prepare() {
     mv "$dir/objects" "$dir/base"
 }
 
+# without PATCH builds like build, in $dir/objects, from a source without it. The files' times come back with them: what they are part of
+# need not be built again for the next.
+without() {
+    local patch=$PWD/guest/kernel/patches/$1.patch files
+    files=$(sed -nE 's#^\+\+\+ b/([^[:space:]]+).*#\1#p' "$patch")
+    # shellcheck disable=SC2086 # files are words
+    tar -C "$dir/source" -cf "$dir/source.tar" $files
+    patch -s -R -d "$dir/source" -p1 <"$patch"
+    build "$dir/objects"
+    tar -C "$dir/source" -xf "$dir/source.tar"
+}
+
 vmlinux=$(guest/kernel/build.sh)
 config=${vmlinux%/*}/config
 words=$(sed -nE 's/^\t\{"([^"]+)", .*/\1/p' guest/cmdline.go | paste -sd ' ')
@@ -125,26 +139,26 @@ printf '#!/init\n' >"$dir/tree/init" # found by the kernel, never run
 chmod +x "$dir/tree/init"
 (cd "$dir/tree" && find . | cpio -o -H newc --quiet) >"$dir/initramfs.cpio"
 
-echo "| Switched on again | Instructions | | code and data | vmlinux |"
+echo "| Switched on again, or left out | Instructions | | code and data | vmlinux |"
 echo "|---|---|---|---|---|"
 base=
 row "The present kernel" "$dir/present" "$vmlinux" "$words"
 base="$(boot "$dir/present" "$vmlinux" "$words" | cut -d ' ' -f 2) $(size_of "$dir/present")"
-while IFS='|' read -r name what options without skipped; do
+while IFS='|' read -r name what options word skipped patch; do
     case " ${*:-$name} " in *" $name "*) ;; *) continue ;; esac
     objects=$dir/present
-    if [ -n "$options" ]; then
+    if [ -n "$options$patch" ]; then
         prepare
         say "$name"
         objects=$dir/$name
         if [ ! -e "$objects/vmlinux.stripped" ]; then
             rm -rf "$dir/objects" && cp -a "$dir/base" "$dir/objects"
             # shellcheck disable=SC2086 # options are words
-            build "$dir/objects" $options
+            if [ -n "$patch" ]; then without "$patch"; else build "$dir/objects" $options; fi
             mkdir -p "$objects" && mv "$dir/objects/vmlinux.stripped" "$objects/"
         fi
     fi
     # shellcheck disable=SC2086 # functions are words
-    row "$what" "$objects" "$objects/vmlinux.stripped" "$(sed "s/\(^\| \)$without\b//" <<<"$words")" $skipped
+    row "$what" "$objects" "$objects/vmlinux.stripped" "$(sed "s/\(^\| \)$word\b//" <<<"$words")" $skipped
 done < <(grep . <<<"$groups")
 case " ${*:-bzimage} " in *" bzimage "*) row "As a bzImage, LZ4" "$dir/present" "${vmlinux%/*}/bzImage" "$words" ;; esac

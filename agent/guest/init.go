@@ -166,17 +166,13 @@ func setLimits() error {
 	return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: maxFiles, Max: maxFiles})
 }
 
-// holdSignals makes every signal harmless that a process could end us by, and the kernel with us. They must not
-// be ignored: what PID 1 ignores its children would ignore too.
+// holdSignals makes every signal harmless that a process could end us by, and the kernel with us. They must not be ignored: what PID 1
+// ignores its children would ignore too. Nor may they have their default action: the kernel spares PID 1 that, but not one with a thread
+// that blocks the signal meanwhile, as the runtime's do. The runtime catches the others by itself and does nothing (os/signal). To ask it
+// for a signal takes a hand-over to another thread and back, so only those that it would act on are asked for.
 func holdSignals() {
-	held := make(chan os.Signal, 1)
-	for s := unix.Signal(1); s < 32; s++ {
-		switch s {
-		case unix.SIGKILL, unix.SIGSTOP, unix.SIGCHLD, unix.SIGURG: // impossible, the reaper's, the Go runtime's
-		default:
-			signal.Notify(held, s)
-		}
-	}
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGABRT, unix.SIGTERM,
+		unix.SIGILL, unix.SIGTRAP, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV, unix.SIGSTKFLT, unix.SIGSYS)
 }
 
 // Say writes a line to the kernel's log, which reaches the console even when the machine ends right after.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"sync"
 	"testing"
 	"time"
@@ -17,13 +16,13 @@ import (
 type cuttable struct {
 	dial agent.Dial
 	mu   sync.Mutex
-	all  []net.Conn
+	all  []agent.Conn
 }
 
 func cut(t *testing.T) (*cuttable, *server) {
 	dial, a := guest(t)
 	c := &cuttable{}
-	c.dial = func(ctx context.Context, port uint32) (net.Conn, error) {
+	c.dial = func(ctx context.Context, port uint32) (agent.Conn, error) {
 		conn, err := dial(ctx, port)
 		c.mu.Lock()
 		defer c.mu.Unlock()

@@ -1,11 +1,12 @@
 package guest
 
 import (
-	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 
 	"spore/agent"
 )
@@ -62,7 +63,9 @@ func (a *server) newMachineID() error {
 		return nil
 	}
 	var id [16]byte
-	rand.Read(id[:]) // never fails, see crypto/rand
+	if _, err := unix.Getrandom(id[:], 0); err != nil {
+		return os.NewSyscallError("getrandom", err)
+	}
 	writeIfPlain(path, hex.EncodeToString(id[:])+"\n")
 	return nil
 }

@@ -29,7 +29,7 @@ var oneReaper = sync.OnceValue(newReaper)
 func guest(t testing.TB) (agent.Dial, *server) {
 	t.Helper()
 	a := &server{reaper: oneReaper(), off: func() {}}
-	return func(context.Context, uint32) (net.Conn, error) {
+	return func(context.Context, uint32) (agent.Conn, error) {
 		ours, theirs, err := pair()
 		if err == nil {
 			go a.serve(theirs)

@@ -23,7 +23,7 @@ struct kvm_sregs2 { char bytes[320]; };
 #define KVM_SET_SREGS2 _IOW(KVMIO, 0xcd, struct kvm_sregs2)
 #endif
 
-enum { GUARD = 2 << 20, BLOCK = 2 << 20, DEVICE = 0xd0000000, KICK = 0x50, GSI = 5, MAX_STATE = 2 << 20 };
+enum { GUARD = 2 << 20, BLOCK = 2 << 20, DEVICE = 0xd0000000, KICK = 0x50, GSI = 5, LOG_TABLE = 0x100000, MAX_STATE = 2 << 20 };
 enum tag { MACHINE = 1, BLOCKS, CHIP, CLOCK, MP, REGS, XSAVE, XCRS, SREGS, MSRS, LAPIC, DEBUGREGS, EVENTS, CPUID };
 
 static struct config config;
@@ -73,14 +73,28 @@ static void receive(void)
 	close(FD_CONFIG);
 }
 
+// log_table is kvm.LogSwitch: the slot with and without a dirty log, where it cannot be changed.
+static void log_table(struct kvm_userspace_memory_region slot)
+{
+	struct kvm_userspace_memory_region *table =
+		mmap((void *)LOG_TABLE, 4 * sizeof slot, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	MUST("log table", table == MAP_FAILED ? -1 : 0);
+	for (int i = 0; i < 4; i++) {
+		table[i] = slot;
+		table[i].flags = i % 2 ? KVM_MEM_LOG_DIRTY_PAGES : 0;
+	}
+	MUST("log table", mprotect(table, 4 * sizeof slot, PROT_READ));
+}
+
 static void make_vm(void)
 {
 	char *whole = mmap(NULL, config.memory + 2 * GUARD + BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	ram = (char *)(((uintptr_t)whole + GUARD + BLOCK - 1) & ~(uintptr_t)(BLOCK - 1));
 	MUST("ram", mprotect(ram, config.memory, PROT_READ | PROT_WRITE));
 	madvise(ram, config.memory, MADV_HUGEPAGE);
-	struct kvm_userspace_memory_region slot = {0, KVM_MEM_LOG_DIRTY_PAGES, 0, config.memory, (uintptr_t)ram};
+	struct kvm_userspace_memory_region slot = {0, 0, 0, config.memory, (uintptr_t)ram};
 	MUST("slot", ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot));
+	log_table(slot);
 	MUST("tss", ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000));
 	uint64_t identity = 0xfffc0000;
 	MUST("identity map", ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity));

@@ -1,4 +1,7 @@
 // Command spore-agent is PID 1 of a guest. It takes no arguments; all it needs to know the host tells it.
+
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
 package main
 
 import (

@@ -212,3 +212,12 @@ func residentBesides(smaps string, ram int64) int64 {
 	}
 	return sum
 }
+
+// TestSignalsToInit sends PID 1, whose end would be the guest's, every signal that there is; then it still does its work.
+func TestSignalsToInit(t *testing.T) {
+	u := newUser(t)
+	u.run("run", "-d", "--rm", "--name", "box", "-u", "0", image, "--", "sleep", "600")
+	u.run("exec", "-u", "0", "box", "--", "sh", "-c", "cat /proc/1/comm; for s in $(seq 1 31) $(seq 34 64); do kill -$s 1 || echo $s; done").want(t, 0, "init\n")
+	u.run("exec", "box", "--", "sh", "-c", "echo alive; exit 3").want(t, 3, "alive\n")
+	u.run("kill", "box").want(t, 0, "box\n")
+}

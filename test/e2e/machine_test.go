@@ -171,7 +171,7 @@ func (m *machine) setUp(s agent.Setup) {
 	}
 }
 
-func (m *machine) dial(ctx context.Context, port uint32) (net.Conn, error) {
+func (m *machine) dial(ctx context.Context, port uint32) (agent.Conn, error) {
 	return m.broker.Dial(ctx, port)
 }
 
