@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Conn is a connection between host and guest: every net.Conn is one. Package net itself would be part of the agent then, and what
-// that sets up at its start of every guest's.
+// Conn is a connection between host and guest: every net.Conn is one. To name that type would put package net, and what it sets up at its
+// start, into the agent of every guest.
 type Conn interface {
 	io.ReadWriteCloser
 	SetDeadline(time.Time) error

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What each cut of guest/kernel/spore.config and each of guest/kernel/patches gains: switches one group of options on again, or leaves
-# a patch out, builds, and compares with the guest kernel in instructions from the kernel's first to the start of init, and in size. Prints a Markdown table; what is
-# done meanwhile goes to stderr. docs/guest-kernel.md says what the numbers mean.
+# a patch out, builds, and compares with the guest kernel in instructions from the kernel's first to the start of init, and in size. Prints
+# a Markdown table; what is done meanwhile goes to stderr. docs/guest-kernel.md says what the numbers mean.
 #
 #   scripts/kernel-gain.sh DIR [GROUP...]    all groups if none is named; DIR, 2 GB, is kept, and what is in it not built again
 #
@@ -37,7 +37,7 @@ smp|No `noreplace-smp`||noreplace-smp
 quiet|No `quiet`||quiet
 param_sysfs|Without `param_sysfs_init`|||param_sysfs_init
 poison|Poison in freed initial memory||||0002-no-poison-in-freed-init-memory
-ioapic|The I/O APIC cleared at the start||||0003-ioapic-is-empty
+ioapic|The I/O APIC saved and restored at the start||||0003-ioapic-is-empty
 cpuid|CPUID asked again and again||||0004-cpuid-once
 slabs|`/sys/kernel/slab`||||0005-no-sysfs-for-slabs
 '
@@ -107,6 +107,7 @@ row() {
 # $dir/objects, as the kernel's own tools are built again in another place, and then everything is.
 prepare() {
     local p
+    restore
     [ ! -e "$dir/base" ] || return 0
     say "the present kernel"
     rm -rf "$dir/source" "$dir/objects"
@@ -119,16 +120,23 @@ prepare() {
     mv "$dir/objects" "$dir/base"
 }
 
-# without PATCH builds like build, in $dir/objects, from a source without it. The files' times come back with them: what they are part of
-# need not be built again for the next.
+# without PATCH builds like build, in $dir/objects, from a source without it. The files come back with their times, so that what they are part
+# of is not built again for the next; after an interruption too, by the next run.
 without() {
     local patch=$PWD/guest/kernel/patches/$1.patch files
     files=$(sed -nE 's#^\+\+\+ b/([^[:space:]]+).*#\1#p' "$patch")
     # shellcheck disable=SC2086 # files are words
-    tar -C "$dir/source" -cf "$dir/source.tar" $files
+    tar -C "$dir/source" -cf "$dir/patched.new" $files
+    mv "$dir/patched.new" "$dir/patched.tar"
     patch -s -R -d "$dir/source" -p1 <"$patch"
     build "$dir/objects"
-    tar -C "$dir/source" -xf "$dir/source.tar"
+    restore
+}
+
+restore() {
+    [ -e "$dir/patched.tar" ] || return 0
+    tar -C "$dir/source" -xf "$dir/patched.tar"
+    rm "$dir/patched.tar"
 }
 
 vmlinux=$(guest/kernel/build.sh)

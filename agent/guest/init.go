@@ -167,9 +167,10 @@ func setLimits() error {
 }
 
 // holdSignals makes every signal harmless that a process could end us by, and the kernel with us. They must not be ignored: what PID 1
-// ignores its children would ignore too. Nor may they have their default action: the kernel spares PID 1 that, but not one with a thread
-// that blocks the signal meanwhile, as the runtime's do. The runtime catches the others by itself and does nothing (os/signal). To ask it
-// for a signal takes a hand-over to another thread and back, so only those that it would act on are asked for.
+// ignores its children would ignore too. Nor may they have their default action: the kernel spares PID 1 that, but not one whose main thread
+// blocks the signal meanwhile, as the runtime's may. Those that would only stop us have it, and stop nobody. The runtime catches the
+// others by itself and does nothing (os/signal). To ask it for a signal takes a hand-over to another thread and back, so only those that it
+// would act on are asked for.
 func holdSignals() {
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGABRT, unix.SIGTERM,
 		unix.SIGILL, unix.SIGTRAP, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV, unix.SIGSTKFLT, unix.SIGSYS)

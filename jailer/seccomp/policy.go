@@ -36,7 +36,7 @@ type Arg struct {
 	Index uint   // 0 to 5
 	Mask  uint64 // bits compared
 	Value uint64 // must have no bit outside Mask
-	Least bool
+	Least bool   // at least Value, instead of equal to it
 }
 
 // Equal matches when argument i is exactly v.
@@ -117,8 +117,11 @@ func (p Policy) Validate() error {
 			return fmt.Errorf("rule %d, %s: no reason", i, r.Call)
 		}
 		for _, a := range r.Args {
-			if a.Index > 5 || a.Mask != 0 && a.Value&^a.Mask != 0 {
+			switch {
+			case a.Index > 5 || a.Mask != 0 && a.Value&^a.Mask != 0:
 				return fmt.Errorf("rule %d, %s: argument %d: mask %#x, value %#x can never match", i, r.Call, a.Index, a.Mask, a.Value)
+			case a.Least && a.Mask != 0:
+				return fmt.Errorf("rule %d, %s: argument %d: a least value has no mask", i, r.Call, a.Index)
 			}
 		}
 	}

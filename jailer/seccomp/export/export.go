@@ -2,7 +2,6 @@
 package export
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -62,13 +61,12 @@ func add(filter *libseccomp.ScmpFilter, r seccomp.Rule) error {
 }
 
 func condition(a seccomp.Arg) (libseccomp.ScmpCondition, error) {
-	switch {
-	case a.Least && a.Mask != 0:
-		return libseccomp.ScmpCondition{}, errors.New("a least value has no mask")
-	case a.Least:
+	if a.Least {
 		return libseccomp.MakeCondition(a.Index, libseccomp.CompareGreaterEqual, a.Value)
-	case a.Mask == 0:
-		return libseccomp.MakeCondition(a.Index, libseccomp.CompareMaskedEqual, ^uint64(0), a.Value)
 	}
-	return libseccomp.MakeCondition(a.Index, libseccomp.CompareMaskedEqual, a.Mask, a.Value)
+	mask := a.Mask
+	if mask == 0 {
+		mask = ^uint64(0)
+	}
+	return libseccomp.MakeCondition(a.Index, libseccomp.CompareMaskedEqual, mask, a.Value)
 }

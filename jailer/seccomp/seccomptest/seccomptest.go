@@ -99,6 +99,13 @@ func samples(table seccomp.Policy, call string) [][6]uint64 {
 			meets[a.Index] = a.Value
 		}
 		all = append(all, meets)
+		for _, a := range r.Args {
+			if a.Least { // the nearest that misses; none for 0
+				missed := meets
+				missed[a.Index]--
+				all = append(all, missed)
+			}
+		}
 		for bit := 0; bit < 64; bit++ {
 			for i := range meets {
 				missed := meets
