@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,61 +15,73 @@ import (
 // bootMemory is the guest's memory in the boot runs, in bytes.
 const bootMemory = 128 << 20
 
+// qemuBoot is a way to boot a guest under QEMU, and what it took.
+type qemuBoot struct {
+	name, peer string
+	files      files
+	args       []string
+	cmdline    string
+	bar        bar
+	ms, memory []float64
+	exits      map[string][]float64
+}
+
+// qemuBoots are the ways that boots of ours are compared with.
+func qemuBoots(s settings, ours files) []*qemuBoot {
+	all := []*qemuBoot{
+		{name: "cold boot, same kernel, agent and devices", peer: "QEMU microvm, tuned", files: ours, args: slices.Concat(tuned, ofOurs), cmdline: cmdline, bar: bar{ratio: 0.5}},
+		{name: "cold boot, same kernel and agent", peer: "QEMU microvm, tuned, only vsock", files: ours, args: tuned, cmdline: cmdline, bar: bar{ratio: 0.5}},
+	}
+	if s.cloud.kernel != "" {
+		all = append(all, &qemuBoot{name: "cold boot", peer: "QEMU microvm, Debian cloud kernel", files: s.cloud, args: plain, cmdline: "console=ttyS0 quiet panic=-1 rdinit=/init", bar: bar{ratio: 0.3}})
+	}
+	return all
+}
+
 // measureBoot times process start → agent ready, interleaved, and reads the processes' memory meanwhile.
 func measureBoot(s settings, r *results) error {
-	boot := files{vmm: s.ours.vmm, kernel: s.ours.kernel, initramfs: s.ours.initramfs, processor: s.ours.processor}
-	var spore, qemuTuned, qemuCloud, rss, qemuRSS []float64
-	exits, qemuExits := map[string][]float64{}, map[string][]float64{}
+	ours := files{vmm: s.ours.vmm, kernel: s.ours.kernel, initramfs: s.ours.initramfs, processor: s.ours.processor}
+	peers := qemuBoots(s, ours)
+	var spore, memory []float64
+	var exits map[string][]float64
 	for i := range s.boots + 1 {
-		ms, err := timed(r, "spore", func() (machine, error) { return startSpore(boot, bootMemory, false) }, func(m machine) {
-			rss = append(rss, besideRAM(m.pid()))
+		if i <= 1 { // the first of each only fills the page cache
+			spore, memory, exits = nil, nil, map[string][]float64{}
+			for _, q := range peers {
+				q.ms, q.memory, q.exits = nil, nil, map[string][]float64{}
+			}
+		}
+		ms, err := timed(r, "spore", func() (machine, error) { return startSpore(ours, bootMemory, false) }, func(m machine) {
+			memory = append(memory, besideRAM(m.pid()))
 			counts(m.pid(), exits)
 		})
 		if err != nil {
 			return fmt.Errorf("spore: %w", err)
 		}
 		spore = append(spore, ms)
-		ms, err = timed(r, "qemu", func() (machine, error) { return startQEMU(boot, bootMemory, tuned, cmdline) }, func(m machine) {
-			qemuRSS = append(qemuRSS, besideRAM(m.pid()))
-			counts(m.pid(), qemuExits)
-		})
-		if err != nil {
-			return fmt.Errorf("QEMU, tuned: %w", err)
-		}
-		qemuTuned = append(qemuTuned, ms)
-		if s.cloud.kernel != "" {
-			ms, err = timed(r, "qemu", func() (machine, error) {
-				return startQEMU(s.cloud, bootMemory, plain, "console=ttyS0 quiet panic=-1 rdinit=/init")
-			}, nil)
+		for _, q := range peers {
+			ms, err := timed(r, "qemu", func() (machine, error) { return startQEMU(q.files, bootMemory, q.args, q.cmdline) }, func(m machine) {
+				q.memory = append(q.memory, besideRAM(m.pid()))
+				counts(m.pid(), q.exits)
+			})
 			if err != nil {
-				return fmt.Errorf("QEMU, Debian's cloud kernel: %w", err)
+				return fmt.Errorf("%s: %w", q.peer, err)
 			}
-			qemuCloud = append(qemuCloud, ms)
-		}
-		if i == 0 { // the first of each only fills the page cache
-			clear(exits)
-			clear(qemuExits)
-			spore, qemuTuned, qemuCloud, rss, qemuRSS = nil, nil, nil, nil, nil
+			q.ms = append(q.ms, ms)
 		}
 	}
 	const where = "emulated host"
-	r.add("cold boot, process start to agent ready", where, "ms", spore, "QEMU microvm, Debian cloud kernel", qemuCloud, peerBar(qemuCloud, bar{ratio: 0.3}))
-	r.add("cold boot, same kernel and agent", where, "ms", spore, "QEMU microvm, tuned", qemuTuned, &bar{ratio: 0.5})
-	r.add("memory beside guest RAM", where, "MiB", rss, "QEMU microvm, tuned", qemuRSS, &bar{value: 5})
+	for _, q := range peers {
+		r.add(q.name, where, "ms", spore, q.peer, q.ms, &q.bar)
+	}
+	same := peers[0]
+	r.add("memory beside guest RAM", where, "MiB", memory, same.peer, same.memory, &bar{value: 5})
 	for _, c := range kvmCounters {
 		if len(exits[c.file]) > 0 {
-			r.add(c.name+" until the agent is ready", where, "", exits[c.file], "QEMU microvm, tuned", qemuExits[c.file], nil)
+			r.add(c.name+" until the agent is ready", where, "", exits[c.file], same.peer, same.exits[c.file], nil)
 		}
 	}
 	return nil
-}
-
-// peerBar is a bar only where there is a peer.
-func peerBar(peer []float64, b bar) *bar {
-	if len(peer) == 0 {
-		return nil
-	}
-	return &b
 }
 
 // besideRAM is the resident memory, in MiB, of all mappings of a process but those as large as guest RAM.
@@ -117,6 +130,9 @@ func measureOwn(s settings, r *results) error {
 	}
 	var spore, qemu []float64
 	for i := range s.boots + 1 {
+		if err := scrub(); err != nil {
+			return err
+		}
 		began := time.Now()
 		m, err := startSpore(files{vmm: s.ours.vmm, kernel: flat, processor: s.ours.processor}, bootMemory, true)
 		if err != nil {
@@ -131,6 +147,9 @@ func measureOwn(s settings, r *results) error {
 		spore = append(spore, float64(d.Microseconds())/1e3)
 		args := append([]string{}, tuned...)
 		args = append(args, "-accel", "kvm", "-cpu", "host", "-m", "128", "-display", "none", "-kernel", pvh, "-device", "isa-debug-exit,iobase=0xf4,iosize=1")
+		if err := scrub(); err != nil {
+			return err
+		}
 		began = time.Now()
 		out, err := exec.Command("qemu-system-x86_64", args...).CombinedOutput()
 		d = time.Since(began)

@@ -103,6 +103,9 @@ func timed(r *results, kind string, start func() (machine, error), inspect func(
 func timedOnce(start func() (machine, error), inspect func(machine)) (float64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
 	defer cancel()
+	if err := scrub(); err != nil {
+		return 0, err
+	}
 	began := time.Now()
 	m, err := start()
 	if err != nil {

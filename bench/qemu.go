@@ -35,6 +35,12 @@ var tuned = []string{"-M", "microvm,x-option-roms=off,pit=off,pic=off,isa-serial
 // plain is what a user would write.
 var plain = []string{"-M", "microvm", "-nodefaults", "-serial", "file:/dev/null"}
 
+// ofOurs are the devices that every guest of ours has beside vsock: a console, a source of randomness and a balloon.
+var ofOurs = []string{
+	"-device", "virtio-serial-device", "-chardev", "null,id=console", "-device", "virtconsole,chardev=console",
+	"-device", "virtio-rng-device", "-device", "virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on",
+}
+
 // startQEMU starts a machine with one vCPU.
 func startQEMU(f files, memory int64, machineArgs []string, kernelArgs string) (*qemuMachine, error) {
 	m := &qemuMachine{cid: 100 + nextCID.Add(1) + uint32(os.Getpid())<<8&0xffffff}

@@ -73,10 +73,10 @@ func sporeTemplate(f files, dir string) (dormant, error) {
 		defer g.Close()
 		out = append(out, g)
 	}
-	if err := m.save(out); err != nil {
+	if err := out[1].Truncate(bootMemory); err != nil { // first, as for every template
 		return d, err
 	}
-	return d, out[1].Truncate(bootMemory)
+	return d, m.save(out)
 }
 
 // qemuTemplate boots the same guest under QEMU and saves it as a stream, the form that it restores fastest from.
@@ -186,6 +186,9 @@ func wakeTo(r *results, kind string, start func() (machine, error), exits map[st
 }
 
 func wakeMeasured(start func() (machine, error), exits map[string][]float64) (agentAt, commandAt float64, err error) {
+	if err := scrub(); err != nil {
+		return 0, 0, err
+	}
 	began := time.Now()
 	since := func() float64 { return float64(time.Since(began).Microseconds()) / 1e3 }
 	m, err := start()

@@ -5,11 +5,11 @@
 # scripts/cycles.sh, or on the emulated host 'bin/spore host run -- scripts/cycles.sh'.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH=$PWD/bin:$PATH SPORE_NATIVE=1
 image=${IMAGE:-debian:12}
-state=$(mktemp -d)
-export SPORE_STATE_DIR=$state
-cleanup() { spore ls -aq | xargs -r spore rm -f >/dev/null 2>&1 || true; rm -rf "$state"; }
+state=$(mktemp -d) programs=$(mktemp -d)
+cp -r bin/cni bin/spore bin/spore-* bin/initramfs.cpio "$programs" # the emulated host would read them over 9p for every command
+export PATH=$programs:$PATH SPORE_NATIVE=1 SPORE_STATE_DIR=$state
+cleanup() { spore ls -aq | xargs -r spore rm -f >/dev/null 2>&1 || true; rm -rf "$state" "$programs"; }
 trap cleanup EXIT
 : "${CYCLES:=20}" "${STREAM_MIB:=2}" "${KEEP:=5}" # snapshots that there are at most
 work='cd /tmp; i=0; while :; do i=$((i+1))

@@ -40,6 +40,8 @@ poison|Poison in freed initial memory||||0002-no-poison-in-freed-init-memory
 ioapic|The I/O APIC saved and restored at the start||||0003-ioapic-is-empty
 cpuid|CPUID asked again and again||||0004-cpuid-once
 slabs|`/sys/kernel/slab`||||0005-no-sysfs-for-slabs
+uevents|Uevents before init||||0006-no-uevents-before-init
+params|Each parameter of a module by itself||||0007-parameters-of-a-module-at-once
 '
 
 say() { echo "kernel-gain: $*" >&2; }
