@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"spore/agent"
+	"spore/snapshot"
 	"spore/vmm/api"
 )
 
@@ -73,10 +75,22 @@ func sporeTemplate(f files, dir string) (dormant, error) {
 		defer g.Close()
 		out = append(out, g)
 	}
-	if err := out[1].Truncate(bootMemory); err != nil { // first, as for every template
+	if err := errors.Join(m.save(out), out[1].Truncate(bootMemory), out[1].Close()); err != nil {
 		return d, err
 	}
-	return d, m.save(out)
+	return d, collapse(d.memory) // as a supervisor does it with a template that it has made
+}
+
+func collapse(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := snapshot.Collapse(f); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: guests wake from small pages:", err)
+	}
+	return nil
 }
 
 // qemuTemplate boots the same guest under QEMU and saves it as a stream, the form that it restores fastest from.

@@ -37,6 +37,10 @@ func (v *supervisor) rise() error {
 		v.machine.kill()
 		v.machine = nil
 	}
+	if v.base != nil { // it was opened before the guest failed to answer
+		v.base.Close()
+		v.base = nil
+	}
 	if from != nil {
 		err = from.Remove()
 		v.host.log().Debug("remove template", "err", err)
@@ -221,8 +225,12 @@ func (v *supervisor) leaveTemplate(ctx context.Context) error {
 		return err
 	}
 	s, err := v.save(ctx, draft, false)
+	var template *snapshot.Dormant
 	if err == nil {
-		_, err = draft.Publish(v.spec())
+		template, err = draft.Publish(v.spec())
+	}
+	if err == nil {
+		v.host.log().Debug("huge pages for the template", "err", template.CollapseMemory())
 	}
 	if err != nil {
 		if !s.goesOn {

@@ -123,6 +123,12 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 			return s, fmt.Errorf("save sandbox: %w", err)
 		}
 	}
+	if v.base != nil {
+		if err := to.Begin(ctx, v.base, v.sb.Config.Memory); err != nil {
+			s.goesOn = true
+			return s, fmt.Errorf("save sandbox: %w", err)
+		}
+	}
 	reply, err := v.machine.requestWithPages(ctx, api.Request{Op: api.OpSave, Live: live, GoOn: live}, to.State, to.Memory)
 	if err != nil { // then the VMM has left it as it was
 		s.goesOn = ctx.Err() == nil
@@ -163,13 +169,10 @@ func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s
 		s.Steps = append(s.Steps, Step(step))
 	}
 	s.Before, s.During, s.Live = reply.Saved.Before, reply.Saved.During, reply.Saved.Before > 0
-	var base *os.File
-	if reply.Saved.Changes {
-		if base = v.base; base == nil {
-			return s, errors.New("save sandbox: the VMM saved changes to a memory that it did not wake with")
-		}
+	if reply.Saved.Changes != (v.base != nil) {
+		return s, errors.New("save sandbox: the VMM saved changes to a memory that it did not wake with, or not those to the one that it did")
 	}
-	return s, to.Rebase(ctx, base, v.sb.Config.Memory)
+	return s, to.Whole(v.sb.Config.Memory)
 }
 
 // Fits reports why the sandbox cannot become what a machine of that shape was, which was made as a sandbox of that

@@ -162,50 +162,11 @@ func (t *Templates) begin(cfg Config, host Host) (*snapshot.Draft, *os.File, err
 		return nil, nil, errBusy // it was made meanwhile
 	}
 	d, err := snapshot.NewDraft(filepath.Join(t.dir, key))
-	if err == nil {
-		// Many wake from it: tmpfs with huge=within_size gives huge pages to what lies within the file's size when it is written.
-		if err = d.Memory.Truncate(cfg.Memory); err != nil {
-			err = errors.Join(err, d.Discard())
-		}
-	}
 	if err != nil {
 		lock.Close()
 		return nil, nil, err
 	}
 	return d, lock, nil
-}
-
-// HugePages tries whether memory that is kept here is in huge pages, so that a guest that wakes maps what it only reads in blocks of
-// 2 MiB. The error says why it is not; nothing needs it.
-func (t *Templates) HugePages() error {
-	dir := t.dir
-	for {
-		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
-			break
-		}
-		dir = filepath.Dir(dir)
-	}
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return fmt.Errorf("make a file in %s: %w", dir, err)
-	}
-	f := os.NewFile(uintptr(fd), dir)
-	defer f.Close()
-	const huge = 2 << 20
-	if err := f.Truncate(2 * huge); err != nil {
-		return err
-	}
-	if _, err := f.WriteAt([]byte{1}, 0); err != nil {
-		return err
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("%s: %w", dir, os.NewSyscallError("fstat", err))
-	}
-	if st.Blocks*512 < huge {
-		return fmt.Errorf("a byte in %s takes a page of %d bytes", dir, st.Blocks*512)
-	}
-	return nil
 }
 
 // Sweep deletes what a killed process left: a template half made, or half removed.

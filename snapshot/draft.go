@@ -88,17 +88,20 @@ func (d *Draft) TakeDisk(ctx context.Context, disk *os.File, size int64) error {
 	return nil
 }
 
-// Rebase makes the memory whole when the VMM wrote only what changed since base, which has size bytes. A nil base says
-// that it is whole already.
-func (d *Draft) Rebase(ctx context.Context, base *os.File, size int64) error {
-	var err error
-	if base == nil {
-		err = d.Memory.Truncate(size)
-	} else {
-		err = sparse.Fill(ctx, d.Memory, base, size)
+// Begin makes the memory that of base, which has size bytes: the VMM writes over it what has changed since. It is not put beneath
+// afterwards, for where what was written ends a file system says in its own units only (tmpfs with huge pages, ZFS, large
+// clusters). The file must be empty.
+func (d *Draft) Begin(ctx context.Context, base *os.File, size int64) error {
+	if _, err := sparse.Copy(ctx, d.Memory, base, size); err != nil {
+		return fmt.Errorf("copy memory: %w", err)
 	}
-	if err != nil {
-		return fmt.Errorf("put memory together: %w", err)
+	return nil
+}
+
+// Whole makes the memory, all of whose pages the VMM wrote that are not zero, size bytes long.
+func (d *Draft) Whole(size int64) error {
+	if err := d.Memory.Truncate(size); err != nil {
+		return fmt.Errorf("end memory: %w", err)
 	}
 	return nil
 }

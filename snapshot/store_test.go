@@ -50,7 +50,7 @@ func draft(t *testing.T, dir string, letter byte) *Dormant {
 	if err := disk.Truncate(16 * page); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(d.TakeDisk(t.Context(), disk, 16*page), d.Rebase(t.Context(), nil, 64*page)); err != nil {
+	if err := errors.Join(d.TakeDisk(t.Context(), disk, 16*page), d.Whole(64*page)); err != nil {
 		t.Fatal(err)
 	}
 	done, err := d.Publish(Spec{CPUs: 1, Memory: 64 * page, Disk: 16 * page, Main: 1})
@@ -363,15 +363,18 @@ func TestDraftOnAnother(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Memory.WriteAt(bytes.Repeat([]byte{'b'}, page), 41*page); err != nil {
-		t.Fatal(err)
-	}
 	memory, err := base.OpenMemory()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer memory.Close()
-	if err := d.Rebase(t.Context(), memory, 64*page); err != nil {
+	if err := d.Begin(t.Context(), memory, 64*page); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Memory.WriteAt(bytes.Repeat([]byte{'b'}, page), 41*page); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Whole(64 * page); err != nil {
 		t.Fatal(err)
 	}
 	var got [64 * page]byte
@@ -522,7 +525,7 @@ func TestDiskOfARunningMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	write('z', 0, 64) // it runs on
-	if err := errors.Join(d.PackDisk(t.Context(), size), d.Rebase(t.Context(), nil, page)); err != nil {
+	if err := errors.Join(d.PackDisk(t.Context(), size), d.Whole(page)); err != nil {
 		t.Fatal(err)
 	}
 	done, err := d.Publish(Spec{CPUs: 1, Memory: page, Disk: size})

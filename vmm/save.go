@@ -21,8 +21,9 @@ import (
 // on. After an error it is as it was, but that a pause which fails may have left it half paused (see Pause). The memory of a machine
 // that was booted is written whole, of one that woke from a snapshot only what has changed since: Saved.Changes says which.
 //
-// The files stay the caller's; state and memory are empty, pagemap is /proc/PID/pagemap of this process. Memory goes to the offsets of
-// Config.Memory, with holes for pages that were never touched; its size is the caller's business. Live copies memory while the guest
+// The files stay the caller's; state is empty, memory too or, of a machine that woke, a copy of the memory file that it woke from; pagemap
+// is /proc/PID/pagemap of this process. Memory goes to the offsets of Config.Memory, with holes for pages that were never touched; its
+// size is the caller's business. Live copies memory while the guest
 // runs, and stops it for the rest only. With goOn a machine that ran does so again, before the state is written, if
 // nothing was written to its disks since Track: then there is nothing to wait for.
 func (m *Machine) Save(ctx context.Context, stateFile, memory, pagemap *os.File, live, goOn bool) (saved api.Saved, err error) {

@@ -21,8 +21,7 @@ const (
 	stage     = "/stage"    // where the new root is put together
 	outerRoot = "/run/host" // the outer machine's whole root, read-only
 	share9p   = "trans=virtio,version=9p2000.L,msize=524288,access=client"
-	upperSize = "size=75%,mode=0755,nr_inodes=0," + hugePages
-	hugePages = "huge=within_size" // for the memory of templates, as spore doctor advises
+	upperSize = "size=75%,mode=0755,nr_inodes=0"
 )
 
 // host is the machine's state as far as sessions share it.
@@ -131,7 +130,7 @@ func buildRoot(root string) error {
 	steps = []mount{
 		{"root", "", "overlay", 0, overlay("live", "root")},
 		{"usr", "usr", "overlay", 0, overlay("usr", "usr")},
-		{"tmpfs", "tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777,nr_inodes=0,size=75%," + hugePages},
+		{"tmpfs", "tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777,nr_inodes=0,size=75%"},
 		{"tmpfs", "run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
 		{"/outer/live", outerRoot, "", unix.MS_BIND, ""},
 	}

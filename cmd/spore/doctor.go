@@ -29,7 +29,7 @@ func doctorCommand() *cli.Command {
 			}
 			report := doctor.Examine(c.Context)
 			jail := examineJail(c)
-			report.Findings = append(append(report.Findings, examineNetworks(c)...), examineTemplates(c), jail)
+			report.Findings = append(append(report.Findings, examineNetworks(c)...), jail)
 			report.Native = report.Native && jail.OK
 			var err error
 			if c.Bool("json") {

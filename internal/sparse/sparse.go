@@ -55,47 +55,18 @@ func Copy(ctx context.Context, to, from *os.File, size int64) (shared bool, err 
 	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
 		return true, nil
 	}
-	return false, Fill(ctx, to, from, size)
-}
-
-// Fill copies what from has where to has holes, and makes to size bytes long.
-func Fill(ctx context.Context, to, from *os.File, size int64) error {
 	if err := to.Truncate(size); err != nil {
-		return err
-	}
-	var own []Extent // before to changes
-	for e, err := range Extents(to, size) {
-		if err != nil {
-			return err
-		}
-		own = append(own, e)
+		return false, err
 	}
 	for e, err := range Extents(from, size) {
+		if err == nil {
+			err = copyRange(ctx, to, from, e)
+		}
 		if err != nil {
-			return err
-		}
-		at, end := e.Offset, e.Offset+e.Length
-		for len(own) > 0 && own[0].Offset+own[0].Length <= at {
-			own = own[1:]
-		}
-		for _, o := range own {
-			if o.Offset >= end {
-				break
-			}
-			if o.Offset > at {
-				if err := copyRange(ctx, to, from, Extent{at, o.Offset - at}); err != nil {
-					return err
-				}
-			}
-			at = max(at, o.Offset+o.Length)
-		}
-		if at < end {
-			if err := copyRange(ctx, to, from, Extent{at, end - at}); err != nil {
-				return err
-			}
+			return false, err
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // Again makes a stretch of to, which is a copy of from of earlier, the same as from once more, holes included.

@@ -1,0 +1,52 @@
+package snapshot
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"spore/internal/testenv"
+)
+
+var hugePages = testenv.Need{Name: "hugepages", Probe: func() error {
+	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); err != nil {
+		return fmt.Errorf("a kernel without transparent huge pages: %w", err)
+	}
+	return nil
+}}
+
+// TestCollapse keeps what is in a block, and leaves blocks alone that are empty or at the end not whole.
+func TestCollapse(t *testing.T) {
+	testenv.Require(t, hugePages)
+	const size = 4*collapseBlock + page
+	fd, err := unix.MemfdCreate("memory", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "memory")
+	defer f.Close()
+	want := make([]byte, size)
+	for _, at := range []int{0, collapseBlock - page, 3*collapseBlock + 7*page, 4 * collapseBlock} {
+		copy(want[at:], bytes.Repeat([]byte{byte(at>>12) + 1}, page))
+		if _, err := f.WriteAt(want[at:at+page], int64(at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Collapse(f); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, size)
+	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the memory is another: %v", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		t.Fatal(err)
+	}
+	if got := st.Blocks * 512; got < 2*collapseBlock || got >= 3*collapseBlock {
+		t.Errorf("%d bytes are allocated, want two blocks and a page or so", got)
+	}
+}
