@@ -118,14 +118,14 @@ func (v *supervisor) at(id string) error {
 func (v *supervisor) save(ctx context.Context, to *snapshot.Draft, live bool) (s Saved, err error) {
 	paused, size := v.standsStill(), v.sb.Config.Disk
 	live = live && !paused
-	if live {
-		if err := v.prepareDisk(ctx, to); err != nil {
-			return s, fmt.Errorf("save sandbox: %w", err)
-		}
-	}
 	if v.base != nil {
 		if err := to.Begin(ctx, v.base, v.sb.Config.Memory); err != nil {
 			s.goesOn = true
+			return s, fmt.Errorf("save sandbox: %w", err)
+		}
+	}
+	if live {
+		if err := v.prepareDisk(ctx, to); err != nil {
 			return s, fmt.Errorf("save sandbox: %w", err)
 		}
 	}
