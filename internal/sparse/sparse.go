@@ -3,6 +3,7 @@ package sparse
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -50,7 +51,8 @@ func extentsFrom(f *os.File, off, size int64) iter.Seq2[Extent, error] {
 }
 
 // Copy makes to, which is empty, the same as the first size bytes of from. Where the file system can, they share their
-// blocks until one of them is written (FICLONE), and shared is true.
+// blocks until one of them is written (FICLONE), and shared is true. Otherwise pages that are zero become holes: in a file of huge
+// pages most of them never were anything.
 func Copy(ctx context.Context, to, from *os.File, size int64) (shared bool, err error) {
 	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
 		return true, nil
@@ -58,15 +60,45 @@ func Copy(ctx context.Context, to, from *os.File, size int64) (shared bool, err 
 	if err := to.Truncate(size); err != nil {
 		return false, err
 	}
+	buf := make([]byte, 64*pageSize)
 	for e, err := range Extents(from, size) {
 		if err == nil {
-			err = copyRange(ctx, to, from, e)
+			err = copyNonzero(ctx, to, from, e, buf)
 		}
 		if err != nil {
 			return false, err
 		}
 	}
 	return false, nil
+}
+
+// pageSize is the unit in bytes in which copyNonzero looks for zeros.
+const pageSize = 4096
+
+var zeroPage [pageSize]byte
+
+// copyNonzero copies the pages of an extent that are not zero, neighbours in one go.
+func copyNonzero(ctx context.Context, to, from *os.File, e Extent, buf []byte) error {
+	for at, end := e.Offset, e.Offset+e.Length; at < end; at += int64(len(buf)) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		b := buf[:min(int64(len(buf)), end-at)]
+		if _, err := from.ReadAt(b, at); err != nil {
+			return err
+		}
+		for i := 0; i < len(b); {
+			j := i
+			for j < len(b) && !bytes.Equal(b[j:min(j+pageSize, len(b))], zeroPage[:min(pageSize, len(b)-j)]) {
+				j = min(j+pageSize, len(b))
+			}
+			if _, err := to.WriteAt(b[i:j], at+int64(i)); err != nil {
+				return err
+			}
+			i = j + pageSize // which is zero, or the end
+		}
+	}
+	return nil
 }
 
 // Again makes a stretch of to, which is a copy of from of earlier, the same as from once more, holes included.

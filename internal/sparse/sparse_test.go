@@ -101,6 +101,36 @@ func TestCopy(t *testing.T) {
 	}
 }
 
+// TestCopyLeavesZerosOut copies what is not zero, at both ends of what is read at once too, and of a file that is no whole number of pages.
+func TestCopyLeavesZerosOut(t *testing.T) {
+	testenv.Require(t, holes)
+	want := make([]byte, 200*page+5)
+	for _, at := range []int{3, 63, 64, 65, 127, 199, 200} {
+		want[at*page+4] = byte(at)
+	}
+	from, to := file(t, 0, nil), file(t, 0, nil)
+	if _, err := from.WriteAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Copy(t.Context(), to, from, int64(len(want))); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if _, err := to.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the copy is another: %v", err)
+	}
+	var data int64
+	for e, err := range Extents(to, int64(len(want))) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		data += e.Length
+	}
+	if data > 7*page {
+		t.Errorf("%d bytes are copied, want seven pages at most", data)
+	}
+}
+
 func TestPackAndUnpack(t *testing.T) {
 	from := file(t, 16, map[int64]byte{1: 'a', 2: 'b', 15: 'c'})
 	packed, to := file(t, 0, nil), file(t, 0, nil)
