@@ -17,7 +17,7 @@ step "vet" env CGO_ENABLED=1 go vet ./...
 
 start=$(now)
 # The race detector needs cgo, and with it the test binary is no longer static: it cannot run in an empty root.
-REQUIRE=holes,tmpfs,disk CGO_ENABLED=1 go test -race -timeout 20m -p 2 $(go list ./... | grep -vE '/(test/e2e|jailer)$')
+REQUIRE=holes,tmpfs,disk,hugepages CGO_ENABLED=1 go test -race -timeout 20m -p 2 $(go list ./... | grep -vE '/(test/e2e|jailer)$')
 CGO_ENABLED=0 go test -timeout 20m ./jailer
 report "unit" "$start"
 
