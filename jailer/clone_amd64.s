@@ -1,16 +1,16 @@
 #include "go_asm.h"
 #include "textflag.h"
 
-// func cloneAndRun(args *cloneArgs, size uintptr, calls *call, n uintptr, f *failure, report uintptr) (pid uintptr)
+// func cloneAndRun(args *cloneArgs, size uintptr, steps *step, n uintptr, f *failure, report uintptr) (pid uintptr)
 //
 // In the parent it returns the child's number or a negative error number. In the child it never returns. The child has
-// its parent's memory and stack pointer, so it lives in registers: nothing here may touch the stack after the clone.
+// its parent's stack pointer, and perhaps its memory, so it lives in registers: nothing here may touch the stack after the clone.
 //
-//	R12 the next call  R13 how many are left  R14 failure  R15 descriptor for it  BX index
+//	R12 the next step  R13 how many are left  R14 failure  R15 descriptor for it  BX index
 TEXT ·cloneAndRun(SB), NOSPLIT, $0-56
 	MOVQ args+0(FP), DI
 	MOVQ size+8(FP), SI
-	MOVQ calls+16(FP), R12
+	MOVQ steps+16(FP), R12
 	MOVQ n+24(FP), R13
 	MOVQ f+32(FP), R14
 	MOVQ report+40(FP), R15
@@ -25,17 +25,17 @@ TEXT ·cloneAndRun(SB), NOSPLIT, $0-56
 next:
 	CMPQ BX, R13
 	JAE  exit // execveat came back without an error: cannot be
-	MOVQ call_nr(R12), AX
-	MOVQ (call_args+0)(R12), DI
-	MOVQ (call_args+8)(R12), SI
-	MOVQ (call_args+16)(R12), DX
-	MOVQ (call_args+24)(R12), R10
-	MOVQ (call_args+32)(R12), R8
-	MOVQ (call_args+40)(R12), R9
+	MOVQ step_nr(R12), AX
+	MOVQ (step_args+0)(R12), DI
+	MOVQ (step_args+8)(R12), SI
+	MOVQ (step_args+16)(R12), DX
+	MOVQ (step_args+24)(R12), R10
+	MOVQ (step_args+32)(R12), R8
+	MOVQ (step_args+40)(R12), R9
 	SYSCALL
 	CMPQ AX, $-4095
 	JAE  failed
-	CMPB call_one(R12), $0
+	CMPB step_one(R12), $0
 	JEQ  done
 	CMPQ AX, $1
 	JEQ  done
@@ -58,12 +58,12 @@ exit:
 	JMP  exit
 
 done:
-	MOVQ call_report(R12), AX
+	MOVQ step_report(R12), AX
 	TESTQ AX, AX
 	JZ   same
 	MOVQ AX, R15
 
 same:
-	ADDQ $call__size, R12
+	ADDQ $step__size, R12
 	INCQ BX
 	JMP  next

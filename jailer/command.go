@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +18,7 @@ const cloneflags = unix.CLONE_NEWUSER | // one mapped id: root inside, nobody ou
 	unix.CLONE_NEWNET | // no interface, not even a loopback that is up
 	unix.CLONE_NEWIPC | // no shared memory or queues of others
 	unix.CLONE_NEWUTS | // hostname tells nothing
-	unix.CLONE_NEWCGROUP // cgroup paths tell nothing; the time namespace has its own rules (makePlan, clone)
+	unix.CLONE_NEWCGROUP // cgroup paths tell nothing; the time namespace has its own rules (fill, clone)
 
 // namespaces are cloneflags for a jail of c.
 func namespaces(c *Config) uint64 {
@@ -73,11 +72,15 @@ func start(cfg Config, inspect func(*plan)) (_ *Process, err error) {
 	defer func() { unix.Close(sync[0]); unix.Close(sync[1]) }()
 	own := copies{above: failureFile + 1} // out of the way of all that the child will have
 	defer own.close()
-	p, d, err := own.plan(&cfg, o, files, descriptors{sync: sync[0], syncIn: sync[1]}, failureIn)
+	p, err := newPlan()
 	if err != nil {
 		return nil, err
 	}
-	defer runtime.KeepAlive(p) // the child reads it
+	defer p.free()
+	d, err := own.plan(p, &cfg, o, files, descriptors{sync: sync[0], syncIn: sync[1]}, failureIn)
+	if err != nil {
+		return nil, err
+	}
 	if inspect != nil {
 		inspect(p)
 	}
@@ -87,20 +90,24 @@ func start(cfg Config, inspect func(*plan)) (_ *Process, err error) {
 	}
 	own.close() // the child has its own; ours would keep the failure pipe open
 	failureIn.Close()
-	err = release(pid, cfg, sync[1])
-	if err == nil {
-		err = p.outcome(failureOut)
-	}
-	if err = errors.Join(err, stayDumpable()); err != nil {
-		reap(pid, pidFD)
-		return nil, fmt.Errorf("start jailed process: %w", err)
-	}
-	process, err := os.FindProcess(pid)
+	process, err := p.follow(pid, cfg, sync[1], failureOut)
 	if err != nil {
 		reap(pid, pidFD)
 		return nil, fmt.Errorf("start jailed process: %w", err)
 	}
 	return &Process{Process: process, PidFD: pidFD, Missing: missing}, nil
+}
+
+// follow lets the child go on, and returns when it runs its program.
+func (p *plan) follow(pid int, cfg Config, sync int, failure io.Reader) (*os.Process, error) {
+	err := release(pid, cfg, sync)
+	if err == nil {
+		err = p.outcome(failure)
+	}
+	if err = errors.Join(err, stayDumpable()); err != nil {
+		return nil, err
+	}
+	return os.FindProcess(pid)
 }
 
 // stayDumpable undoes what the child's change of identity did to the memory that we shared until its exec.
@@ -175,18 +182,17 @@ type copies struct {
 	err   error // the first
 }
 
-// plan makes the plan for a child that has the copies.
-func (c *copies) plan(cfg *Config, o offer, files []*os.File, d descriptors, failure *os.File) (*plan, descriptors, error) {
+// plan makes p the plan for a child that has the copies.
+func (c *copies) plan(p *plan, cfg *Config, o offer, files []*os.File, d descriptors, failure *os.File) (descriptors, error) {
 	d.failure, d.exe = c.file(failure), c.file(cfg.Exe)
 	sources := make([]int, len(files))
 	for i, f := range files {
 		sources[i] = c.file(f)
 	}
 	if c.err != nil {
-		return nil, d, c.err
+		return d, c.err
 	}
-	p, err := makePlan(cfg, o, sources, d)
-	return p, d, err
+	return d, p.fill(cfg, o, sources, d)
 }
 
 // file copies f's descriptor.

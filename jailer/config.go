@@ -21,6 +21,9 @@ const FirstFile = 3
 // MaxFiles bounds Config.Files.
 const MaxFiles = 64
 
+// maxStrings bounds what Config.Args and Config.Env take together, in bytes.
+const maxStrings = 64 << 10
+
 // Config is a jail. Every field must be set but Name, Args, Env, Stderr, Network, Descriptors and Without.
 type Config struct {
 	Name   string     // argv[0]; "" is spore-vmm
@@ -56,8 +59,12 @@ func (c *Config) Validate() error {
 	case len(c.Files) > MaxFiles:
 		return fmt.Errorf("%w: %d files, at most %d", ErrConfig, len(c.Files), MaxFiles)
 	}
+	room := maxStrings
 	for _, list := range [][]string{c.Args, c.Env} {
 		for _, s := range list {
+			if room -= len(s) + 2*8; room < 0 {
+				return fmt.Errorf("%w: arguments and variables of more than %d bytes, 16 for each included", ErrConfig, maxStrings)
+			}
 			if strings.IndexByte(s, 0) >= 0 {
 				return fmt.Errorf("%w: argument or variable %q has a zero byte", ErrConfig, s)
 			}

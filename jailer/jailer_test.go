@@ -285,6 +285,8 @@ func TestConfigRefused(t *testing.T) {
 		"zero byte":     {Exe: exe, UID: 1, GID: 1, Env: []string{"A=\x00"}},
 		"nil file":      {Exe: exe, UID: 1, GID: 1, Files: []*os.File{nil}},
 		"many files":    {Exe: exe, UID: 1, GID: 1, Files: make([]*os.File, jailer.MaxFiles+1)},
+		"long argument": {Exe: exe, UID: 1, GID: 1, Args: []string{strings.Repeat("x", 64<<10)}},
+		"many strings":  {Exe: exe, UID: 1, GID: 1, Env: make([]string, 4<<10+1)},
 	} {
 		if _, err := jailer.Start(cfg); !errors.Is(err, jailer.ErrConfig) {
 			t.Errorf("%s: error %v, want ErrConfig", name, err)

@@ -38,9 +38,9 @@ func (p *plan) landlock(abi, ruleset, exe int, connect bool) {
 	if abi >= 6 {
 		size = 24
 	}
-	p.add("landlock", why, unix.SYS_LANDLOCK_CREATE_RULESET, hold(p, &attr), size, 0)
+	p.add("landlock", why, unix.SYS_LANDLOCK_CREATE_RULESET, address(hold(p, attr)), size, 0)
 	p.add("landlock", "", unix.SYS_LANDLOCK_ADD_RULE, uintptr(ruleset), unix.LANDLOCK_RULE_PATH_BENEATH,
-		hold(p, &unix.LandlockPathBeneathAttr{Allowed_access: file, Parent_fd: int32(exe)}), 0)
+		address(hold(p, unix.LandlockPathBeneathAttr{Allowed_access: file, Parent_fd: int32(exe)})), 0)
 	p.add("landlock", "", unix.SYS_LANDLOCK_RESTRICT_SELF, uintptr(ruleset), 0)
 	p.add("landlock", "", unix.SYS_CLOSE, uintptr(ruleset))
 }

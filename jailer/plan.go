@@ -3,18 +3,13 @@ package jailer
 import (
 	"cmp"
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// call is one system call that the child makes between its birth and the program. All is prepared before the clone:
+// step is one system call that the child makes between its birth and the program. All is prepared before the clone:
 // the child has one thread and no stack, and does nothing else.
-type call struct {
-	name string // for the error of a jail that could not be put up
-	why  string // what the call takes away; empty for those that only lead to the next
+type step struct {
 	nr   uintptr
 	args [6]uintptr
 	one  bool // must return 1; others may return anything but an error
@@ -22,15 +17,24 @@ type call struct {
 	report uintptr // the descriptor for failures from then on; 0 if it stays
 }
 
-// plan is the list of calls, and the memory that they point to.
+// call is a step, and what there is to say of it.
+type call struct {
+	name string // for the error of a jail that could not be put up
+	why  string // what the call takes away; empty for those that only lead to the next
+	step
+}
+
+// plan is the list of calls. What the child reads and writes is in memory of the plan's own, so that it needs nothing of the heap.
 type plan struct {
 	calls   []call
-	held    []any
-	failure failure
+	failure *failure
+
+	memory []byte // a mapping
+	used   int    // of it, in bytes
 }
 
 func (p *plan) add(name, why string, nr uintptr, args ...uintptr) {
-	c := call{name: name, why: why, nr: nr}
+	c := call{name: name, why: why, step: step{nr: nr}}
 	copy(c.args[:], args)
 	p.calls = append(p.calls, c)
 }
@@ -47,10 +51,9 @@ type descriptors struct {
 	failure, exe int // both above the program's descriptors and two more
 }
 
-// makePlan lists what turns a fresh child into a jailed program. sources are the descriptors that become 0, 1, 2, …, and
+// fill lists what turns a fresh child into a jailed program. sources are the descriptors that become 0, 1, 2, …, and
 // all are above failureFile, so that moving one cannot overwrite another. The order is the point.
-func makePlan(c *Config, o offer, sources []int, d descriptors) (*plan, error) {
-	p := &plan{}
+func (p *plan) fill(c *Config, o offer, sources []int, d descriptors) error {
 	// Or the child would hold its own end open and wait for ever for a parent that is no more.
 	p.add("identity", "", unix.SYS_CLOSE, uintptr(d.syncIn))
 	// The parent writes the identity map of the user namespace and then one byte; should it die, there is none to read.
@@ -85,23 +88,21 @@ func makePlan(c *Config, o offer, sources []int, d descriptors) (*plan, error) {
 	if o.landlock > 0 {
 		p.landlock(o.landlock, n, ExecFile, c.Network)
 	}
-	if err := p.dropCapabilities(); err != nil {
-		return nil, err
-	}
+	p.dropCapabilities()
 	// Blocked around the clone; the handlers, which were ours, are gone since then (CLONE_CLEAR_SIGHAND).
 	p.add("signal mask", "", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.buffer(8), 0, 8)
 	p.add("no_new_privs", "no program run later can gain what was dropped", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
 	if c.Filter != nil {
 		filter, err := p.filter(c.Filter)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		p.add("seccomp", "no call that building a VM does not need, from the first instruction on", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, filter)
 	}
 	// By descriptor: the mapped uid need not be able to reach the path, it cannot be swapped in between, and being
 	// close-on-exec the process never holds its own binary (CVE-2019-5736).
 	p.add("execveat", "", unix.SYS_EXECVEAT, ExecFile, p.text(""), p.vector(append([]string{cmp.Or(c.Name, "spore-vmm")}, c.Args...)), p.vector(c.Env), unix.AT_EMPTY_PATH)
-	return p, nil
+	return nil
 }
 
 // mountPoint is where the new root is mounted for the moment before it becomes /. Any directory that every
@@ -157,32 +158,19 @@ func (p *plan) limits(c *Config) {
 const securebits = 1<<0 | 1<<1 | 1<<2 | 1<<3 | 1<<6 | 1<<7
 
 // dropCapabilities empties all five sets and locks them.
-func (p *plan) dropCapabilities() error {
+func (p *plan) dropCapabilities() {
 	const why = "all five sets empty and locked: root inside the user namespace is nobody here too"
 	p.add("ambient capabilities", why, unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
-	last, err := lastCapability()
-	if err != nil {
-		return err
-	}
-	for c := range last + 1 {
+	for c := 0; known(c); c++ {
 		p.add(fmt.Sprintf("bounding set, capability %d", c), why, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(c))
 	}
 	p.add("securebits", why, unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, securebits)
 	header, none := p.capabilities()
 	p.add("capabilities", why, unix.SYS_CAPSET, header, none)
-	return nil
 }
 
-// lastCapability is the highest capability that the kernel knows (capabilities(7)).
-func lastCapability() (int, error) {
-	const path = "/proc/sys/kernel/cap_last_cap"
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	last, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil || last < 0 || last > 63 {
-		return 0, fmt.Errorf("%s: %q is no capability", path, b)
-	}
-	return last, nil
+// known reports whether the kernel knows a capability: there are none beyond the first that it does not (capabilities(7)).
+func known(capability int) bool {
+	_, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(capability), 0, 0, 0)
+	return err == nil
 }

@@ -10,6 +10,9 @@ import (
 	"spore/jailer/seccomp"
 )
 
+// tree is SCMP_FLTATR_CTL_OPTIMIZE's value for a binary tree (seccomp_attr_set(3)).
+const tree = 2
+
 // Export compiles p and writes the program to path: an array of struct sock_filter.
 func Export(p seccomp.Policy, path string) error {
 	if err := p.Validate(); err != nil {
@@ -22,6 +25,10 @@ func Export(p seccomp.Policy, path string) error {
 	defer filter.Release()
 	if err := filter.SetBadArchAction(libseccomp.ActKillProcess); err != nil {
 		return fmt.Errorf("foreign architecture: %w", err)
+	}
+	// A tree: to install a filter the kernel tries it with every call that there is (seccomp_cache_prepare), each by all rules of a chain.
+	if err := filter.SetOptimize(tree); err != nil {
+		return fmt.Errorf("order rules as a tree: %w", err)
 	}
 	for _, r := range p {
 		if err := add(filter, r); err != nil {
