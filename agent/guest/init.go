@@ -139,7 +139,7 @@ func writeIfPlain(path, text string) {
 	if st, err := os.Lstat(path); err == nil && !st.Mode().IsRegular() {
 		return
 	}
-	_ = os.WriteFile(path, []byte(text), 0o644)
+	_ = rewrite(path, text)
 }
 
 func loopbackUp() error {

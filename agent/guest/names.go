@@ -85,7 +85,24 @@ func (a *server) overwrite(path, text string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(path, []byte(text), 0o644)
+	return rewrite(path, text)
+}
+
+// rewrite makes text the content of a file, in the blocks that it has. Cut to nothing first it would lose them, take others and, on ext4, be
+// written to the disk when it is closed (auto_da_alloc), and whoever wakes a guest waits for that.
+func rewrite(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err == nil {
+		_, err = f.WriteString(text)
+	}
+	if err == nil && st.Size() > int64(len(text)) {
+		err = f.Truncate(int64(len(text)))
+	}
+	return errors.Join(err, f.Close())
 }
 
 // writeOwn writes a file in runDir.

@@ -265,14 +265,15 @@ func TestHosts(t *testing.T) {
 	}
 }
 
-// TestOverwrite replaces links, wherever they lead, and makes what is not there.
+// TestOverwrite replaces links, wherever they lead, makes what is not there, and leaves nothing of what was.
 func TestOverwrite(t *testing.T) {
 	dir := t.TempDir()
 	elsewhere := dir + "/elsewhere"
-	if err := errors.Join(os.WriteFile(elsewhere, []byte("theirs"), 0o644), os.Symlink(elsewhere, dir+"/link"), os.Symlink(dir+"/nowhere/at/all", dir+"/dangling")); err != nil {
+	if err := errors.Join(os.WriteFile(elsewhere, []byte("theirs"), 0o644), os.WriteFile(dir+"/longer", []byte("longer than ours"), 0o644),
+		os.WriteFile(dir+"/shorter", []byte("us"), 0o644), os.Symlink(elsewhere, dir+"/link"), os.Symlink(dir+"/nowhere/at/all", dir+"/dangling")); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"link", "dangling", "none", "etc/none"} {
+	for _, name := range []string{"link", "dangling", "none", "etc/none", "longer", "shorter"} {
 		if err := (&server{}).overwrite(dir+"/"+name, "ours"); err != nil {
 			t.Error(err)
 		}

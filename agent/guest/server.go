@@ -64,8 +64,21 @@ func (a *server) with(id uint64, w *agent.Writer, do func(*process) error) error
 	return w.Send(agent.FrameDone, []byte("{}"))
 }
 
+// growStack makes a goroutine's stack as large as a request needs it, at once: each time that it grows the runtime walks all its
+// frames, through tables that a guest which has just woken has not read yet.
+//
+//go:noinline
+func growStack() {
+	var room [12 << 10]byte
+	touch(&room)
+}
+
+//go:noinline
+func touch(*[12 << 10]byte) {}
+
 // serve handles one connection: one request.
 func (a *server) serve(c io.ReadWriteCloser) {
+	growStack()
 	defer c.Close()
 	r, w := agent.NewReader(c), agent.NewWriter(c)
 	var req agent.Request
