@@ -1,7 +1,6 @@
 package jailer
 
 import (
-	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -41,14 +40,13 @@ const arena = 64 << 20
 // of the plan. Only where exec(2) does not take such a child into its time namespace it is born there, with a copy of
 // all but the heap, of which it needs nothing. p must live until the child runs its program or has ended.
 func clone(flags uint64, c *Config, o offer, p *plan, report int) (pid, pidFD int, errno syscall.Errno) {
-	fd := new(int32)
-	*fd = -1
-	args := &cloneArgs{flags: flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD), pidFD: uint64(uintptr(unsafe.Pointer(fd)))}
+	fd := hold(p, int32(-1)) // not on this stack, which may move
+	args := &cloneArgs{flags: flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD), pidFD: uint64(address(fd))}
 	if o.time && !o.timeExec {
 		args.flags |= unix.CLONE_NEWTIME
 		syscall.ForkLock.Lock() // children that other packages make may need the heap
 		defer syscall.ForkLock.Unlock()
-		heap := uintptr(unsafe.Pointer(fd)) &^ (arena - 1)
+		heap := uintptr(unsafe.Pointer(&p.calls[0])) &^ (arena - 1)
 		advise(heap, unix.MADV_DONTFORK)
 		defer advise(heap, unix.MADV_DOFORK)
 	} else {
@@ -62,7 +60,6 @@ func clone(flags uint64, c *Config, o offer, p *plan, report int) (pid, pidFD in
 	beforeFork() // from here on the runtime allows no call that checks the stack, until afterFork
 	r := cloneAndRun(args, unsafe.Sizeof(*args), steps, uintptr(len(p.calls)), p.failure, uintptr(report))
 	afterFork()
-	runtime.KeepAlive(fd)
 	if r > ^uintptr(4095) {
 		return 0, -1, syscall.Errno(-r)
 	}

@@ -88,7 +88,9 @@ func (p *plan) fill(c *Config, o offer, sources []int, d descriptors) error {
 	if o.landlock > 0 {
 		p.landlock(o.landlock, n, ExecFile, c.Network)
 	}
-	p.dropCapabilities()
+	if err := p.dropCapabilities(); err != nil {
+		return err
+	}
 	// Blocked around the clone; the handlers, which were ours, are gone since then (CLONE_CLEAR_SIGHAND).
 	p.add("signal mask", "", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.buffer(8), 0, 8)
 	p.add("no_new_privs", "no program run later can gain what was dropped", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
@@ -158,19 +160,31 @@ func (p *plan) limits(c *Config) {
 const securebits = 1<<0 | 1<<1 | 1<<2 | 1<<3 | 1<<6 | 1<<7
 
 // dropCapabilities empties all five sets and locks them.
-func (p *plan) dropCapabilities() {
+func (p *plan) dropCapabilities() error {
 	const why = "all five sets empty and locked: root inside the user namespace is nobody here too"
 	p.add("ambient capabilities", why, unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
-	for c := 0; known(c); c++ {
+	n, err := knownCapabilities()
+	if err != nil {
+		return err
+	}
+	for c := range n {
 		p.add(fmt.Sprintf("bounding set, capability %d", c), why, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(c))
 	}
 	p.add("securebits", why, unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, securebits)
 	header, none := p.capabilities()
 	p.add("capabilities", why, unix.SYS_CAPSET, header, none)
+	return nil
 }
 
-// known reports whether the kernel knows a capability: there are none beyond the first that it does not (capabilities(7)).
-func known(capability int) bool {
-	_, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(capability), 0, 0, 0)
-	return err == nil
+// knownCapabilities is how many the kernel knows: it refuses the first beyond them, and nothing else of these calls (capabilities(7)).
+func knownCapabilities() (int, error) {
+	const most = 64 // that the sets have room for
+	for c := range most {
+		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0); err == unix.EINVAL && c > 0 {
+			return c, nil
+		} else if err != nil {
+			return 0, fmt.Errorf("read bounding set, capability %d: %w", c, err)
+		}
+	}
+	return most, nil
 }
