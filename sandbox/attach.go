@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -177,8 +178,14 @@ func (sb *Sandbox) Attach(ctx context.Context, stdin io.Reader, stdout, stderr i
 	}
 }
 
-// Exec runs another process in the running sandbox and returns how it ended. ctx bounds its life.
+// errInsisted is why a process ends whose caller does not wait for it any more.
+var errInsisted = errors.New("interrupted three times: the process is left to itself if the guest does not answer, and killed if it does")
+
+// Exec runs another process in the running sandbox and returns how it ended. ctx bounds its life. So does a caller who insists, and a guest
+// that does not take a signal.
 func (sb *Sandbox) Exec(ctx context.Context, e agent.Exec, s Streams) (Outcome, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	p, err := agent.Start(ctx, sb.Dial, e, agent.Streams{Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr})
 	var f *agent.Failure
 	if errors.As(err, &f) && (f.Code == CodeCannotExec || f.Code == CodeNotFound) {
@@ -187,21 +194,15 @@ func (sb *Sandbox) Exec(ctx context.Context, e agent.Exec, s Streams) (Outcome, 
 	if err != nil {
 		return Outcome{}, err
 	}
-	for {
-		select {
-		case <-p.Done():
-			exit, err := p.Wait()
-			if err != nil {
-				return Outcome{}, err
-			}
-			return fromExit(exit, sb.Config.Created), nil
-		case sig := <-s.Signals:
-			if n, ok := sig.(unix.Signal); ok {
-				// A process that has just ended needs no signal.
-				_ = p.Signal(ctx, int(n))
-			}
-		case size := <-s.Resize:
-			_ = p.Resize(ctx, size)
-		}
+	var passing sync.WaitGroup
+	passing.Go(func() {
+		s.relay(func() { cancel(errInsisted) }, func(err error) { cancel(fmt.Errorf("pass signal on: %w", err)) }).run(ctx, p)
+	})
+	exit, err := p.Wait()
+	cancel(nil)
+	passing.Wait()
+	if err != nil {
+		return Outcome{}, err
 	}
+	return fromExit(exit, sb.Config.Created), nil
 }

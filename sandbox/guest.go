@@ -160,41 +160,14 @@ func (u *untilError) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// forward passes the caller's signals and sizes on to the command, until the returned function is called.
+// forward passes the caller's signals and sizes on to the command, until the returned function is called. A user who insists gets rid of
+// the sandbox.
 func (v *supervisor) forward(p *agent.Process) (stop func()) {
 	ctx, cancel := context.WithCancel(v.ctx)
-	go func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case s := <-v.streams.Signals:
-				if sig, ok := s.(unix.Signal); ok {
-					v.interrupt(ctx, p, sig)
-				}
-			case size := <-v.streams.Resize:
-				// A command that has just ended has no terminal to resize.
-				_ = p.Resize(ctx, size)
-			}
-		}
-	}()
+	insist := func() { v.cancel(errKilled) }
+	refused := func(err error) { v.host.log().Debug("pass signal on", "err", err) }
+	go v.streams.relay(insist, refused).run(ctx, p)
 	return cancel
-}
-
-// patience is how many interrupts a user sends before the sandbox is killed rather than asked.
-const patience = 3
-
-// interrupt passes a signal on; a user who insists gets rid of the sandbox.
-func (v *supervisor) interrupt(ctx context.Context, p *agent.Process, sig unix.Signal) {
-	if sig == unix.SIGINT {
-		if v.interrupts++; v.interrupts >= patience {
-			v.cancel(errKilled)
-			return
-		}
-	}
-	if err := p.Signal(ctx, int(sig)); err != nil {
-		v.host.log().Debug("pass signal on", "err", err)
-	}
 }
 
 // signalCommand sends a signal to the command, if it runs.

@@ -115,8 +115,6 @@ type supervisor struct {
 	command   commandHandle     // the running command; see guest.go
 	hub       hub               // who watches the command's output
 
-	interrupts int // by the user at the terminal
-
 	standing sync.Mutex // one pause, resume or save at a time
 
 	outcome Outcome        // final once ended is closed
