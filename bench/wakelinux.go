@@ -30,7 +30,14 @@ func makeReady(m machine) error {
 	if _, err = agent.Handshake(ctx, conn, agent.Setup{Hostname: "bench", Entropy: entropy(), Now: time.Now().UnixNano(), Lower: "vda", Upper: "vdb"}); err != nil {
 		return err
 	}
-	return answers(m) // as a supervisor does it before it takes a template
+	// As a supervisor does it before it takes a template.
+	if err := answers(m); err != nil {
+		return err
+	}
+	if err := agent.Rehearse(ctx, m.dial); err != nil {
+		return err
+	}
+	return agent.Sync(ctx, m.dial)
 }
 
 func entropy() []byte {

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/internal/hugepage"
 	"spore/internal/testenv"
 )
 
@@ -21,7 +22,7 @@ var hugePages = testenv.Need{Name: "hugepages", Probe: func() error {
 // TestCollapse keeps what is in a block, and leaves blocks alone that are empty or at the end not whole.
 func TestCollapse(t *testing.T) {
 	testenv.Require(t, hugePages)
-	const size = 4*collapseBlock + page
+	const size = 4*hugepage.Size + page
 	fd, err := unix.MemfdCreate("memory", unix.MFD_CLOEXEC)
 	if err != nil {
 		t.Fatal(err)
@@ -29,7 +30,7 @@ func TestCollapse(t *testing.T) {
 	f := os.NewFile(uintptr(fd), "memory")
 	defer f.Close()
 	want := make([]byte, size)
-	for _, at := range []int{0, collapseBlock - page, 3*collapseBlock + 7*page, 4 * collapseBlock} {
+	for _, at := range []int{0, hugepage.Size - page, 3*hugepage.Size + 7*page, 4 * hugepage.Size} {
 		copy(want[at:], bytes.Repeat([]byte{byte(at>>12) + 1}, page))
 		if _, err := f.WriteAt(want[at:at+page], int64(at)); err != nil {
 			t.Fatal(err)
@@ -46,7 +47,7 @@ func TestCollapse(t *testing.T) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		t.Fatal(err)
 	}
-	if got := st.Blocks * 512; got < 2*collapseBlock || got >= 3*collapseBlock {
+	if got := st.Blocks * 512; got < 2*hugepage.Size || got >= 3*hugepage.Size {
 		t.Errorf("%d bytes are allocated, want two blocks and a page or so", got)
 	}
 }

@@ -132,6 +132,7 @@ func (a *server) do(req agent.Request, c io.ReadWriteCloser, r *agent.Reader, w 
 		}
 		return w.Send(agent.FrameDone, []byte("{}"))
 	case req.Op == agent.OpRehearse:
+		collapseText()
 		a.rehearse(rehearsalRoot, rehearsed, rehearsalLimit, agent.NewWriter(io.Discard))
 		return w.Send(agent.FrameDone, []byte("{}"))
 	case req.Op == agent.OpSync:

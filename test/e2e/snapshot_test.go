@@ -336,3 +336,18 @@ cp $f /dev/shm/x; [ "$(head -c 300000 /dev/shm/x | sha256sum)" = "$(tail -c +300
 		u.must("rm", "-f", name)
 	}
 }
+
+// TestTemplateCollapsesText: a guest that wakes has its agent's file in huge pages, one that boots for itself has none.
+func TestTemplateCollapsesText(t *testing.T) {
+	u := newUser(t)
+	st, err := os.Stat(filepath.Join(os.Getenv("SPORE_BIN"), "spore-agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const huge = 2 << 20
+	want := strconv.FormatInt((st.Size()+huge-1)/huge*huge>>10, 10) + "\n"
+	count := []string{image, "awk", "/^ShmemHugePages:/ { print $2 }", "/proc/meminfo"}
+	u.must("run", image, "true")
+	u.run(append([]string{"run"}, count...)...).want(t, 0, want)
+	u.run(append([]string{"run", "--cold"}, count...)...).want(t, 0, "0\n")
+}
