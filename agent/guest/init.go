@@ -20,6 +20,7 @@ func Run() error {
 	if err := early(); err != nil {
 		return err
 	}
+	slackenMonitor()
 	holdSignals()
 	conn, err := dialHost(agent.ControlPort)
 	if err != nil {

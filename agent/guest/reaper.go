@@ -3,6 +3,7 @@ package guest
 import (
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
 
@@ -62,6 +63,11 @@ func (r *reaper) reapOne() bool {
 
 // start forks and executes, and returns where the end will be announced.
 func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (pid int, end <-chan ended, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := tighten(); err != nil {
+		return 0, nil, err
+	}
 	c := make(chan ended, 1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
