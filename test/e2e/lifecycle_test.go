@@ -1,14 +1,18 @@
 package e2e
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -220,4 +224,40 @@ func TestSignalsToInit(t *testing.T) {
 	u.run("exec", "-u", "0", "box", "--", "sh", "-c", "cat /proc/1/comm; for s in $(seq 1 31) $(seq 34 64); do kill -$s 1 || echo $s; done").want(t, 0, "init\n")
 	u.run("exec", "box", "--", "sh", "-c", "echo alive; exit 3").want(t, 3, "alive\n")
 	u.run("kill", "box").want(t, 0, "box\n")
+}
+
+// TestExecOfWhoInsists: the third interrupt ends an exec, though the guest stands still and takes none.
+func TestExecOfWhoInsists(t *testing.T) {
+	u := newUser(t)
+	u.must("run", "-d", "--name", "still", image, "sleep", "1000")
+	ctx, cancel := context.WithTimeout(t.Context(), commandLimit)
+	defer cancel()
+	cmd := u.command(ctx, "exec", "still", "sh", "-c", "echo begun; exec sleep 1000")
+	out, err := cmd.StdoutPipe()
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	if err := errors.Join(err, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "begun\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	u.must("pause", "still")
+	over := make(chan error, 1)
+	go func() { over <- cmd.Wait() }()
+	again := time.NewTicker(50 * time.Millisecond) // signals that wait for the same process are one
+	defer again.Stop()
+	for ended := false; !ended; {
+		select {
+		case <-over:
+			ended = true
+		case <-again.C:
+			_ = cmd.Process.Signal(os.Interrupt)
+		}
+	}
+	if code := cmd.ProcessState.ExitCode(); code != 125 || !strings.Contains(errs.String(), "interrupted three times") {
+		t.Errorf("code %d, %s", code, clip(errs.String()))
+	}
+	u.must("resume", "still")
+	u.run("exec", "still", "echo", "goes on").want(t, 0, "goes on\n")
 }
