@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"testing"
 
@@ -12,16 +11,9 @@ import (
 	"spore/internal/testenv"
 )
 
-var hugePages = testenv.Need{Name: "hugepages", Probe: func() error {
-	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); err != nil {
-		return fmt.Errorf("a kernel without transparent huge pages: %w", err)
-	}
-	return nil
-}}
-
 // TestCollapse keeps what is in a block, and leaves blocks alone that are empty or at the end not whole.
 func TestCollapse(t *testing.T) {
-	testenv.Require(t, hugePages)
+	testenv.Require(t, testenv.HugePages)
 	const size = 4*hugepage.Size + page
 	fd, err := unix.MemfdCreate("memory", unix.MFD_CLOEXEC)
 	if err != nil {

@@ -20,9 +20,10 @@ type Need struct {
 
 // The needs that several packages share.
 var (
-	KVM     = Need{"kvm", probeKVM}
-	Root    = Need{"root", probeRoot}
-	Cgroup2 = Need{"cgroup2", probeCgroup2}
+	KVM       = Need{"kvm", probeKVM}
+	Root      = Need{"root", probeRoot}
+	Cgroup2   = Need{"cgroup2", probeCgroup2}
+	HugePages = Need{"hugepages", probeHugePages}
 )
 
 // Require skips or fails t unless every need is met.
@@ -68,6 +69,14 @@ func probeKVM() error {
 func probeRoot() error {
 	if uid := os.Geteuid(); uid != 0 {
 		return fmt.Errorf("uid is %d, not 0", uid)
+	}
+	return nil
+}
+
+// probeHugePages wants a kernel that has transparent ones, whatever they are set to.
+func probeHugePages() error {
+	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); err != nil {
+		return fmt.Errorf("a kernel without transparent huge pages: %w", err)
 	}
 	return nil
 }
