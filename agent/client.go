@@ -269,7 +269,7 @@ func PowerOff(ctx context.Context, dial Dial) error {
 
 // simple makes a request whose whole answer is FrameDone.
 func simple(ctx context.Context, dial Dial, r Request, v any) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("ask agent to %s: no answer within %s", r.Op, startLimit))
+	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("no answer within %s: %w", startLimit, context.DeadlineExceeded))
 	defer cancel()
 	conn, stop, err := request(ctx, dial, r)
 	if err != nil {

@@ -196,7 +196,12 @@ func (sb *Sandbox) Exec(ctx context.Context, e agent.Exec, s Streams) (Outcome, 
 	}
 	var passing sync.WaitGroup
 	passing.Go(func() {
-		s.relay(func() { cancel(errInsisted) }, func(err error) { cancel(fmt.Errorf("pass signal on: %w", err)) }).run(ctx, p)
+		refused := func(err error) {
+			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) { // not if it is paused, say
+				cancel(fmt.Errorf("pass signal on: %w", err))
+			}
+		}
+		s.relay(func() { cancel(errInsisted) }, refused).run(ctx, p)
 	})
 	exit, err := p.Wait()
 	cancel(nil)
