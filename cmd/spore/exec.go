@@ -22,6 +22,7 @@ import (
 func execCommand() *cli.Command {
 	return &cli.Command{
 		Name: "exec", Usage: "run another command in a running sandbox", ArgsUsage: "SANDBOX [--] CMD [ARG...]", UseShortOptionHandling: true,
+		Description: "Signals are passed on to the command. The third interrupt ends it, also when its guest does not answer.",
 		Flags: []cli.Flag{
 			rawFlag(),
 			&cli.BoolFlag{Name: "interactive", Aliases: []string{"i"}, Usage: "keep standard input open"},

@@ -24,7 +24,7 @@ func runCommand() *cli.Command {
 		Name: "run", Usage: "run a command in a new sandbox", ArgsUsage: "IMAGE [--] [CMD [ARG...]]", UseShortOptionHandling: true,
 		Description: "With --from there is no IMAGE: the sandbox goes on where the snapshot was taken, or runs CMD there.\n" +
 			"The exit code is the command's own; 124 after a timeout, 125 when Spore failed, 126 when the command\n" +
-			"cannot be invoked, 127 when it is not found, 128+N for signal N.",
+			"cannot be invoked, 127 when it is not found, 128+N for signal N. The third interrupt ends the sandbox.",
 		Flags: append(sandboxFlags(),
 			rawFlag(),
 			&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "go on in the background and print the id"},
