@@ -4,6 +4,7 @@
 # a Markdown table; what is done meanwhile goes to stderr. docs/guest-kernel.md says what the numbers mean.
 #
 #   scripts/kernel-gain.sh DIR [GROUP...]    all groups if none is named; DIR, 2 GB, is kept, and what is in it not built again
+#   scripts/kernel-gain.sh DIR profile       the functions of the present kernel with most instructions instead
 #
 # Needs what guest/kernel/build.sh needs, and qemu-system-x86_64, gdb and cpio; no KVM. A group with options or a patch is built, which
 # takes minutes. JOBS (2) is how many compilers run side by side. After a change of the kernel, use another DIR.
@@ -42,6 +43,8 @@ cpuid|CPUID asked again and again||||0004-cpuid-once
 slabs|`/sys/kernel/slab`||||0005-no-sysfs-for-slabs
 uevents|Uevents before init||||0006-no-uevents-before-init
 params|Each parameter of a module by itself||||0007-parameters-of-a-module-at-once
+entries|Clear entries of page tables looked up||||0008-clear-entries-are-clear
+percpu|Areas of processors by blocks of 2 MB||||0009-percpu-areas-by-the-page
 '
 
 say() { echo "kernel-gain: $*" >&2; }
@@ -75,7 +78,7 @@ boot() {
             -M microvm,acpi=on,pit=off,pic=off,isa-serial=off,auto-kernel-cmdline=off -cpu max,erms=off -m 128 -seed 1 \
             -device virtio-serial-device -device virtconsole -device virtio-balloon-device,free-page-reporting=on \
             -object rng-builtin,id=rng -device virtio-rng-device,rng=rng -rtc base=2026-01-01,clock=vm \
-            -accel tcg -icount shift=0,sleep=off,rr=record,rrfile=/dev/null -kernel $image \
+            ${trace:+-singlestep -d exec,nochain -D '$trace'} -accel tcg -icount shift=0,sleep=off,rr=record,rrfile=/dev/null -kernel $image \
             -initrd $dir/initramfs.cpio -append '$words'" \
         -ex 'hbreak *((long)&pvh_start_xen - 0xffffffff80000000)' -ex 'hbreak *0x100000' -ex continue \
         -ex 'monitor info replay' -ex delete \
@@ -103,6 +106,19 @@ row() {
         if (!p[1]) printf "| %s | %.3f M | | %.2f MB | %.2f MB |\n", $1, $2 / 1e6, $3 / 1e6, $4 / 1e6
         else printf "| %s | %+.3f M | %+.1f %% | %+.0f kB | %+.0f kB |\n", $1, ($2 - p[1]) / 1e6, ($2 - p[1]) * 100 / p[1], ($3 - p[2]) / 1e3, ($4 - p[3]) / 1e3
     }'
+}
+
+# profile prints in which functions a boot of the present kernel has most of its instructions. QEMU tells each one that it executes.
+profile() {
+    local trace=$dir/trace counts=$dir/counts
+    rm -f "$trace" && mkfifo "$trace"
+    awk -F'[][/]' '/^Trace/ { n[$3]++ } END { for (a in n) print a, 1, n[a] }' "$trace" >"$counts" &
+    boot "$dir/present" "$vmlinux" "$words" >/dev/null
+    wait
+    rm "$trace"
+    { nm "$dir/present/vmlinux.stripped" | awk 'NF == 3 && $2 ~ /[tTwW]/ { print $1, 0, $3 }'; cat "$counts"; } | sort |
+        awk '!$2 { f = $3; next } { n[f] += $3; all += $3 } END { for (f in n) printf "%.1f%% %d %s\n", 100 * n[f] / all, n[f], f ? f : "before paging" }' |
+        sort -rn | head -n 40
 }
 
 # prepare builds the present kernel, once, and keeps its tree in $dir/base: what the groups start from. All are built in
@@ -149,6 +165,7 @@ printf '#!/init\n' >"$dir/tree/init" # found by the kernel, never run
 chmod +x "$dir/tree/init"
 (cd "$dir/tree" && find . | cpio -o -H newc --quiet) >"$dir/initramfs.cpio"
 
+if [ "$*" = profile ]; then profile; exit; fi
 echo "| Switched on again, or left out | Instructions | | code and data | vmlinux |"
 echo "|---|---|---|---|---|"
 base=
