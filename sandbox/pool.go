@@ -82,6 +82,8 @@ type Pool struct {
 	classes map[Class]*shelf
 	filling sync.Mutex // one shell is started at a time: those who wait for one have the processors
 	closed  bool
+
+	over chan struct{} // closed when Serve has given everything back
 }
 
 // shelf is the shells of a class.
@@ -109,7 +111,7 @@ func (sh *shellProcess) giveUp() {
 
 // NewPool makes an empty pool, to serve in dir. What a class needs is started when it is wanted first.
 func NewPool(dir string, host Host, cfg PoolConfig) *Pool {
-	p := &Pool{host: host, dir: dir, cfg: cfg, classes: map[Class]*shelf{}}
+	p := &Pool{host: host, dir: dir, cfg: cfg, classes: map[Class]*shelf{}, over: make(chan struct{})}
 	if host.Networks != nil {
 		p.forwarders = &forwarders{Attacher: host.Networks, host: host, prefix: shellPrefix(dir), ready: map[string]*mediator.Waiting{}}
 		p.places = network.NewPool(p.forwarders, network.PoolConfig{Depth: cfg.Depth, Max: cfg.Max, Idle: cfg.Idle, Rest: placeRest, Log: host.Log})

@@ -65,7 +65,8 @@ const (
 // ErrPoolRuns says that there is a pool already.
 var ErrPoolRuns = errors.New("the pool runs already")
 
-// Serve answers until ctx ends or it is told to stop. ready is called when it can be asked.
+// Serve answers until ctx ends or it is told to stop, and returns when what it kept has been given back. ready is called when it can be
+// asked. It is called once.
 func (p *Pool) Serve(ctx context.Context, ready func()) error {
 	dir := p.dir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -78,6 +79,7 @@ func (p *Pool) Serve(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("serve pool: %w", err)
 	}
+	defer close(p.over)
 	defer lock.Close()
 	l, err := listenUnix(dir, poolSocket)
 	if err != nil {
@@ -124,6 +126,7 @@ func (p *Pool) answer(conn *net.UnixConn, stop func()) {
 	case poolStop:
 		stop()
 		_ = wire.Write(conn, poolReply{})
+		<-p.over // the client waits for the end of the connection
 	case poolPlace:
 		p.place(conn, r)
 	case poolTake:

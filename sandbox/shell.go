@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"time"
@@ -127,27 +128,46 @@ func AskPool(dir string) ([]ShelfStats, []network.ShelfStats, error) {
 	return r.Stats, r.Places, err
 }
 
-// StopPool tells the pool in dir to end. Sandboxes that run in its shells go on.
+// stopLimit is how long a pool that ends may take to give back what it kept.
+const stopLimit = time.Minute
+
+// StopPool has the pool in dir end, and returns when it has given back what it kept. Sandboxes that run in its shells go on.
 func StopPool(dir string) error {
-	_, err := askPool(dir, poolStop)
-	return err
+	conn, _, err := reachPool(dir, poolStop)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(stopLimit))
+	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("the pool ends, but has not given back everything within %s", stopLimit)
+	}
+	return nil // however its process has ended
 }
 
 // ErrNoPool says that no pool runs.
 var ErrNoPool = errors.New("no pool runs: 'spore pool start' starts one")
 
-func askPool(dir string, verb poolVerb) (r poolReply, err error) {
-	conn, err := dialUnix(dir, poolSocket)
+func askPool(dir string, verb poolVerb) (poolReply, error) {
+	conn, r, err := reachPool(dir, verb)
 	if err != nil {
-		return r, ErrNoPool
+		return r, err
 	}
-	defer conn.Close()
+	return r, conn.Close()
+}
+
+// reachPool asks the pool and keeps the connection.
+func reachPool(dir string, verb poolVerb) (conn *net.UnixConn, r poolReply, err error) {
+	if conn, err = dialUnix(dir, poolSocket); err != nil {
+		return nil, r, ErrNoPool
+	}
 	conn.SetDeadline(time.Now().Add(requestLimit))
-	if err := wire.Write(conn, poolRequest{Verb: verb}); err != nil {
-		return r, fmt.Errorf("ask the pool: %w", err)
+	if err = wire.Write(conn, poolRequest{Verb: verb}); err == nil {
+		err = wire.Read(conn, &r)
 	}
-	if err := wire.Read(conn, &r); err != nil {
-		return r, fmt.Errorf("ask the pool: %w", err)
+	if err != nil {
+		conn.Close()
+		return nil, r, fmt.Errorf("ask the pool: %w", err)
 	}
-	return r, nil
+	return conn, r, nil
 }
