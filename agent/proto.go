@@ -80,7 +80,7 @@ const (
 	OpPowerOff Op = "poweroff" // end all processes, write everything back, switch off; answered by FrameDone before
 	OpPing     Op = "ping"     // answered by FrameDone
 	OpAttach   Op = "attach"   // to process Request.ID, which lost its connection to a copy of the machine; answered as OpExec is
-	OpRehearse Op = "rehearse" // do once what the start of a command does, and leave nothing of it but warm caches; answered by FrameDone
+	OpRehearse Op = "rehearse" // lay the agent's own file together, do once what the start of a command does, and leave nothing of it but warm caches; answered by FrameDone
 	OpSync     Op = "sync"     // write everything back; answered by FrameDone
 	OpHold     Op = "hold"     // the machine is about to be saved: processes outlive connections; answered by FrameDone
 	OpRelease  Op = "release"  // it was saved, and goes on as what it was; answered by FrameDone

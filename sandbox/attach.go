@@ -197,7 +197,7 @@ func (sb *Sandbox) Exec(ctx context.Context, e agent.Exec, s Streams) (Outcome, 
 	var passing sync.WaitGroup
 	passing.Go(func() {
 		refused := func(err error) {
-			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) { // not if it is paused, say
+			if unanswered(err) {
 				cancel(fmt.Errorf("pass signal on: %w", err))
 			}
 		}

@@ -86,3 +86,9 @@ func (r relay) pass(ctx context.Context, p signalled, s os.Signal) {
 		r.refused(err)
 	}
 }
+
+// unanswered reports whether a signal got no answer at all: the guest took no connection, which the VMM then resets, or said nothing on it. A
+// refusal is an answer, of a sandbox that is paused as of an agent.
+func unanswered(err error) bool {
+	return errors.Is(err, agent.ErrLost) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
+}

@@ -3,9 +3,12 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"slices"
 	"testing"
+	"testing/synctest"
 
 	"golang.org/x/sys/unix"
 
@@ -92,4 +95,46 @@ func TestRelayResize(t *testing.T) {
 	}
 	cancel()
 	<-over
+}
+
+// TestUnanswered asks agents that do not answer, each in its way, and some that refuse.
+func TestUnanswered(t *testing.T) {
+	for name, c := range map[string]struct {
+		guest func(net.Conn) // what it does with the connection; nil is none
+		want  bool
+	}{
+		"says nothing":  {func(c net.Conn) { io.Copy(io.Discard, c) }, true},
+		"takes nothing": {func(net.Conn) {}, true},
+		"resets":        {func(c net.Conn) { c.Close() }, true},
+		"refuses":       {func(c net.Conn) { refuse(t, c) }, false},
+		"paused":        {nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ours, theirs := net.Pipe()
+				defer theirs.Close()
+				err := agent.Ping(t.Context(), func(context.Context, uint32) (agent.Conn, error) {
+					if c.guest == nil {
+						return nil, errPaused
+					}
+					go c.guest(theirs)
+					return ours, nil
+				})
+				if got := unanswered(err); err == nil || got != c.want {
+					t.Errorf("unanswered: %v, want %v: %v", got, c.want, err)
+				}
+			})
+		})
+	}
+}
+
+// refuse answers a request with a failure.
+func refuse(t *testing.T, c net.Conn) {
+	var r agent.Request
+	if err := agent.NewReader(c).Expect(agent.FrameRequest, &r); err != nil {
+		t.Error(err)
+	}
+	if err := agent.NewWriter(c).SendJSON(agent.FrameFailure, agent.Failure{Text: "no such process"}); err != nil {
+		t.Error(err)
+	}
 }

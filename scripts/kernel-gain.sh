@@ -112,7 +112,7 @@ row() {
 profile() {
     local trace=$dir/trace counts=$dir/counts
     rm -f "$trace" && mkfifo "$trace"
-    awk -F'[][/]' '/^Trace/ { n[$3]++ } END { for (a in n) print a, 1, n[a] }' "$trace" >"$counts" &
+    timeout 250 awk -F'[][/]' '/^Trace/ { n[$3]++ } END { for (a in n) print a, 1, n[a] }' "$trace" >"$counts" &
     boot "$dir/present" "$vmlinux" "$words" >/dev/null
     wait
     rm "$trace"

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"spore/internal/hugepage"
 )
 
 // counter counts on its standard output for ever.
@@ -340,12 +342,12 @@ cp $f /dev/shm/x; [ "$(head -c 300000 /dev/shm/x | sha256sum)" = "$(tail -c +300
 // TestTemplateCollapsesText: a guest that wakes has its agent's file in huge pages, one that boots for itself has none.
 func TestTemplateCollapsesText(t *testing.T) {
 	u := newUser(t)
-	st, err := os.Stat(filepath.Join(os.Getenv("SPORE_BIN"), "spore-agent"))
+	st, err := os.Stat(binary("spore-agent"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	const huge = 2 << 20
-	want := strconv.FormatInt((st.Size()+huge-1)/huge*huge>>10, 10) + "\n"
+	blocks := (st.Size() + hugepage.Size - 1) / hugepage.Size
+	want := fmt.Sprintln(blocks * hugepage.Size >> 10)
 	count := []string{image, "awk", "/^ShmemHugePages:/ { print $2 }", "/proc/meminfo"}
 	u.must("run", image, "true")
 	u.run(append([]string{"run"}, count...)...).want(t, 0, want)
