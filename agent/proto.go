@@ -24,6 +24,10 @@ const (
 	RequestPort = 1025
 )
 
+// LateHID is the ACPI identifier of virtio-mmio transports that the agent, and not the kernel, gives to their driver, when the guest has booted
+// (vmm/api, Boot.Late). No driver has it: a kernel's drivers know such a transport as LNRO0005.
+const LateHID = "SPOR0001"
+
 // Hello is the agent's first word.
 type Hello struct {
 	Version int           `json:"version"`

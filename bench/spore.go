@@ -111,7 +111,7 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 	m := &sporeMachine{}
 	c := api.Config{
 		Version: api.Version, ID: "bench", VCPUs: 1, Memory: memory, Log: api.NoFile, Entropy: api.NoFile, Balloon: !test, Test: test,
-		Boot: api.Boot{Initrd: api.NoFile, Cmdline: cmdline}, Console: api.Console{Output: api.NoFile, Input: api.NoFile},
+		Boot: api.Boot{Initrd: api.NoFile, Cmdline: cmdline, Late: agent.LateHID}, Console: api.Console{Output: api.NoFile, Input: api.NoFile},
 	}
 	errs := []error{openAll(&c, f, test, open)}
 	if f.console != "" {

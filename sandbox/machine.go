@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spore/agent"
 	"spore/internal/cleanup"
 	"spore/internal/rights"
 	"spore/rootfs"
@@ -192,7 +193,7 @@ func describeBoot(cfg Config, host Host, out *api.Config, open func(*api.File, s
 	if err := open(&out.Boot.Initrd, host.Initramfs, os.O_RDONLY); err != nil {
 		return fmt.Errorf("initramfs: %w", err)
 	}
-	out.Boot.Cmdline = cmdline(cfg)
+	out.Boot.Cmdline, out.Boot.Late = cmdline(cfg), agent.LateHID
 	return nil
 }
 

@@ -143,7 +143,11 @@ func (m *Machine) writeACPI() error {
 		ResetPort: portReset,
 	}
 	for _, d := range m.devs {
-		t.Devices = append(t.Devices, acpi.Device{Base: uint32(d.base), Size: boot.DeviceStride, GSI: uint32(d.gsi)})
+		a := acpi.Device{Base: uint32(d.base), Size: boot.DeviceStride, GSI: uint32(d.gsi)}
+		if d.late {
+			a.HID = m.cfg.Boot.Late
+		}
+		t.Devices = append(t.Devices, a)
 	}
 	if m.cfg.Console.UART {
 		t.SerialPort, t.SerialGSI = portSerial, uint32(serialGSI)

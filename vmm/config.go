@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"spore/vmm/acpi"
 	"spore/vmm/api"
 	"spore/vmm/boot"
 )
@@ -31,6 +32,8 @@ func check(cfg *api.Config, env Env) error {
 		return fmt.Errorf("%w: %d files, at most %d", ErrConfig, len(env.Files), api.MaxFiles)
 	case len(cfg.Boot.Cmdline) > boot.MaxCmdline:
 		return fmt.Errorf("%w: command line of %d bytes, at most %d", ErrConfig, len(cfg.Boot.Cmdline), boot.MaxCmdline)
+	case cfg.Boot.Late != "" && !acpi.ValidHID(cfg.Boot.Late):
+		return fmt.Errorf("%w: %q is no ACPI identifier for late devices, want one like SPOR0001", ErrConfig, cfg.Boot.Late)
 	}
 	for i, p := range cfg.Pmem {
 		if p.Size <= 0 || p.Size > api.MaxMemory {

@@ -39,6 +39,7 @@ type transport interface {
 // device is one virtio device of the machine.
 type device struct {
 	name     string // as in counters and logs
+	late     bool   // announced as api.Boot.Late says
 	regs     transport
 	base     guestmem.GPA
 	gsi      kvm.GSI
@@ -54,7 +55,7 @@ func (m *Machine) newDevice(l line) error {
 	if n >= maxRegister {
 		return fmt.Errorf("add %s: no interrupt left after %d devices", name, n)
 	}
-	d := &device{name: name, base: boot.DeviceBase + guestmem.GPA(n)*boot.DeviceStride, gsi: firstGSI + kvm.GSI(n)}
+	d := &device{name: name, late: l.late, base: boot.DeviceBase + guestmem.GPA(n)*boot.DeviceStride, gsi: firstGSI + kvm.GSI(n)}
 	var err error
 	if d.irq, err = eventfd(name+" interrupt", 0); err != nil { // only written to: no need for the poller
 		return err

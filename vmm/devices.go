@@ -40,6 +40,7 @@ type line struct {
 	name     string
 	queues   int
 	ownKicks bool // its model is a virtio.KickListener
+	late     bool // the guest can do without it until it has booted: api.Boot.Late
 }
 
 // lines are the devices of a configuration, in the order in which the guest finds them.
@@ -58,10 +59,10 @@ func lines(cfg *api.Config) []line {
 		all = append(all, line{name: "console", queues: 2})
 	}
 	if cfg.Entropy >= 0 {
-		all = append(all, line{name: "rng", queues: 1})
+		all = append(all, line{name: "rng", queues: 1, late: true})
 	}
 	if cfg.Balloon {
-		all = append(all, line{name: "balloon", queues: 5})
+		all = append(all, line{name: "balloon", queues: 5, late: true})
 	}
 	if cfg.Net != nil {
 		all = append(all, line{name: "net", queues: 2, ownKicks: true})

@@ -181,6 +181,7 @@ func TestNewRefusesBadConfigs(t *testing.T) {
 		{"no kernel", func(c *api.Config) { c.Boot.Kernel = api.NoFile }},
 		{"missing disk file", func(c *api.Config) { c.Disks = []api.Disk{{File: 5}} }},
 		{"long command line", func(c *api.Config) { c.Boot.Cmdline = string(make([]byte, 4096)) }},
+		{"no identifier", func(c *api.Config) { c.Boot.Late = "VIRTIO" }},
 		{"empty pmem", func(c *api.Config) { c.Pmem = []api.Pmem{{File: 1}} }},
 		{"too many disks", func(c *api.Config) { c.Disks = make([]api.Disk, api.MaxDisks+1) }},
 	} {

@@ -36,7 +36,10 @@ func Run() error {
 	if err := r.Expect(agent.FrameSetup, &s); err != nil {
 		return fmt.Errorf("wait for set-up: %w", err)
 	}
-	a := &server{setup: s, reaper: newReaper(), groups: groups{root: workloads}, off: off, hooks: hooksDir}
+	a := &server{
+		setup: s, reaper: newReaper(), groups: groups{root: workloads}, off: off, hooks: hooksDir,
+		late: late{devices: "/sys/bus/platform/devices", driver: "/sys/bus/platform/drivers/virtio-mmio", say: Say},
+	}
 	if err := errors.Join(prepared, a.setUp()); err != nil {
 		return errors.Join(err, w.SendJSON(agent.FrameReady, agent.Failure{Text: err.Error()}))
 	}
@@ -49,6 +52,7 @@ func Run() error {
 	}
 	// The control connection stays open: its end is how the host would learn of ours.
 	defer conn.Close()
+	time.AfterFunc(lateAfter, a.late.attach)
 	return l.serve(func(c io.ReadWriteCloser) { a.serve(c) })
 }
 

@@ -25,6 +25,7 @@ type server struct {
 	groups groups
 	off    func() // switches off
 	hooks  string // directory of the image's hooks
+	late   late
 
 	mu      sync.Mutex
 	running map[uint64]*process
@@ -132,6 +133,7 @@ func (a *server) do(req agent.Request, c io.ReadWriteCloser, r *agent.Reader, w 
 		}
 		return w.Send(agent.FrameDone, []byte("{}"))
 	case req.Op == agent.OpRehearse:
+		a.late.attach()
 		collapseText()
 		a.rehearse(rehearsalRoot, rehearsed, rehearsalLimit, agent.NewWriter(io.Discard))
 		return w.Send(agent.FrameDone, []byte("{}"))

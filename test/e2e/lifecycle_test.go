@@ -261,3 +261,12 @@ func TestExecOfWhoInsists(t *testing.T) {
 	u.must("resume", "still")
 	u.run("exec", "still", "echo", "goes on").want(t, 0, "goes on\n")
 }
+
+// TestLateDevices: the entropy device and the balloon, which a boot does not wait for, work in a guest that wakes, and soon in one that boots for itself.
+func TestLateDevices(t *testing.T) {
+	u := newUser(t)
+	const both = `[ -e /sys/bus/virtio/drivers/virtio_balloon/virtio[0-9]* ] && [ -e /sys/bus/virtio/drivers/virtio_rng/virtio[0-9]* ]`
+	u.must("run", image, "true") // makes the template
+	u.run("run", image, "sh", "-c", both).want(t, 0, "")
+	u.run("run", "--cold", "--timeout", "2m", image, "sh", "-c", "until "+both+"; do sleep 0.1; done").want(t, 0, "")
+}

@@ -4,6 +4,7 @@
 package acpi
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 )
@@ -13,6 +14,21 @@ type Device struct {
 	Base uint32 // guest physical address of its registers
 	Size uint32 // bytes
 	GSI  uint32
+	HID  string // hardware identifier (§6.1.5); empty is VirtioMMIO
+}
+
+// VirtioMMIO is the hardware identifier by which drivers know a virtio-mmio transport.
+const VirtioMMIO = "LNRO0005"
+
+// ValidHID reports whether id has the form of an ACPI identifier: four upper-case letters and four hexadecimal digits.
+func ValidHID(id string) bool {
+	for i, c := range []byte(id) {
+		letter, digit := c >= 'A' && c <= 'Z', c >= '0' && c <= '9'
+		if i < 4 && !letter || i >= 4 && !digit && !(letter && c <= 'F') {
+			return false
+		}
+	}
+	return len(id) == 8
 }
 
 // Machine is what the tables describe.
@@ -175,7 +191,7 @@ func dsdtBody(m Machine) []byte {
 	var devices [][]byte
 	for i, d := range m.Devices {
 		devices = append(devices, device(fmt.Sprintf("V%03d", i),
-			name("_HID", text("LNRO0005")),
+			name("_HID", text(cmp.Or(d.HID, VirtioMMIO))),
 			name("_UID", integer(uint64(i))),
 			name("_CCA", integer(1)),
 			name("_CRS", resources(memory32(d.Base, d.Size), interrupt(d.GSI)))))

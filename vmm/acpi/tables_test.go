@@ -95,6 +95,23 @@ func TestPointersAndChecksums(t *testing.T) {
 	}
 }
 
+func TestIdentifiers(t *testing.T) {
+	m := machine(3)
+	m.Devices[2].HID = "SPOR0001"
+	dsdt := tables(t, build(t, m))["DSDT"]
+	if virtio, other := bytes.Count(dsdt, []byte(VirtioMMIO)), bytes.Count(dsdt, []byte("SPOR0001")); virtio != 2 || other != 1 {
+		t.Errorf("%d devices as virtio-mmio and %d as the other, want 2 and 1", virtio, other)
+	}
+	for id, want := range map[string]bool{
+		VirtioMMIO: true, "SPOR0001": true, "ABCDABCF": true,
+		"": false, "SPOR001": false, "SPOR00010": false, "spor0001": false, "SPOR000G": false, "SP0R0001": false, "SPOR00a1": false,
+	} {
+		if ValidHID(id) != want {
+			t.Errorf("%q: valid %v, want %v", id, !want, want)
+		}
+	}
+}
+
 func TestBuildKeepsToItsLimit(t *testing.T) {
 	if _, err := Build(machine(18), base, 512); err == nil {
 		t.Error("18 devices fit into 512 bytes")

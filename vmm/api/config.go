@@ -66,6 +66,10 @@ type Boot struct {
 	Kernel  File   // ELF vmlinux or bzImage
 	Initrd  File   // initramfs, or NoFile
 	Cmdline string // at most 2047 bytes; the VMM appends nothing
+
+	// Late is the ACPI hardware identifier, such as "SPOR0001", that the entropy device and the balloon are announced by, in place of the one that the
+	// kernel's driver knows: a guest that boots does without them until its agent gives them to the driver. Empty, they are like the others.
+	Late string
 }
 
 // Restore is the snapshot that a machine continues from. Everything else of the Config must be as it was for the machine
