@@ -64,7 +64,9 @@ func startShell(s settings, memory int64, wired bool, without []jailer.Layer) (*
 	if err != nil {
 		return nil, err
 	}
-	return sh, sh.await(api.EventWaiting)
+	err = sh.await(api.EventWaiting)
+	sh.process.Slacken() // as a pool does it
+	return sh, err
 }
 
 // await reads the next event, which must be of that kind.
