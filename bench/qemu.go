@@ -35,7 +35,7 @@ var tuned = []string{"-M", "microvm,x-option-roms=off,pit=off,pic=off,isa-serial
 // plain is what a user would write.
 var plain = []string{"-M", "microvm", "-nodefaults", "-serial", "file:/dev/null"}
 
-// ofOurs are the devices that every guest of ours has beside vsock: a console, a source of randomness and a balloon.
+// ofOurs are the devices that every guest of ours has beside vsock: a console, and a source of randomness and a balloon, which ours takes up when it has booted.
 var ofOurs = []string{
 	"-device", "virtio-serial-device", "-chardev", "null,id=console", "-device", "virtconsole,chardev=console",
 	"-device", "virtio-rng-device", "-device", "virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on",
