@@ -40,6 +40,9 @@ type Env struct {
 	// LogTable is where the table of kvm.LogSwitch has to be, because a filter names it; 0 is anywhere.
 	LogTable uintptr
 
+	// Workers is told of goroutines that begin (1) and end (-1) to wait for disks in system calls. Any goroutine calls it; nil is nobody.
+	Workers func(change int)
+
 	Clock *timing.Clock // collects the steps of New; nil is none
 
 	filling bool // the VM is there already
