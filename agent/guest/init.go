@@ -39,7 +39,7 @@ func Run() error {
 	}
 	a := &server{
 		setup: s, reaper: newReaper(), groups: groups{root: workloads}, off: off, hooks: hooksDir,
-		late: late{devices: "/sys/bus/platform/devices", driver: "/sys/bus/platform/drivers/virtio-mmio", say: Say},
+		late: late{sysfs: freshSysfs, say: Say},
 	}
 	if err := errors.Join(prepared, a.setUp()); err != nil {
 		return errors.Join(err, w.SendJSON(agent.FrameReady, agent.Failure{Text: err.Error()}))
@@ -53,7 +53,7 @@ func Run() error {
 	}
 	// The control connection stays open: its end is how the host would learn of ours.
 	defer conn.Close()
-	time.AfterFunc(lateAfter, a.late.attach)
+	a.late.schedule(lateAfter)
 	return l.serve(func(c io.ReadWriteCloser) { a.serve(c) })
 }
 
