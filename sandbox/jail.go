@@ -17,10 +17,10 @@ import (
 	"spore/vmm/policy"
 )
 
-// env is the VMM's whole environment: its heap is a megabyte or two, which huge pages would round up to four, and it has two
-// processors for itself beside those of the vCPUs, one of which a long system call may keep.
+// env is the VMM's whole environment: its heap is a megabyte or two, which huge pages would round up to four, and it has a
+// processor for itself beside those of the vCPUs, until it needs more.
 func (j Jail) env() []string {
-	return []string{"GODEBUG=disablethp=1", fmt.Sprintf("GOMAXPROCS=%d", j.CPUs+2)}
+	return []string{"GODEBUG=disablethp=1", fmt.Sprintf("GOMAXPROCS=%d", j.CPUs+1)}
 }
 
 // vmmOverhead is what the VMM may use of memory beside the guest's, in bytes: its own, page tables, socket buffers and

@@ -10,7 +10,7 @@ func TestProcessors(t *testing.T) {
 	defer runtime.GOMAXPROCS(before)
 	p := newProcessors()
 	for i, step := range []struct{ change, want int }{
-		{1, 3}, {1, 4}, {1, 6}, {1, 6}, {1, 10}, {-5, 10}, {1, 10}, {7, 10}, {1, 18}, {-9, 18},
+		{1, 4}, {1, 6}, {1, 6}, {1, 10}, {-4, 10}, {4, 10}, {1, 10}, {4, 18}, {-9, 18},
 	} {
 		p.change(step.change)
 		if got := runtime.GOMAXPROCS(0); got != step.want {
