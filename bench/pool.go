@@ -64,9 +64,7 @@ func startShell(s settings, memory int64, wired bool, without []jailer.Layer) (*
 	if err != nil {
 		return nil, err
 	}
-	err = sh.await(api.EventWaiting)
-	sh.process.Slacken() // as a pool does it
-	return sh, err
+	return sh, sh.await(api.EventWaiting)
 }
 
 // await reads the next event, which must be of that kind.

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,7 +50,6 @@ type sporeMachine struct {
 	control  *os.File
 	broker   *broker.Broker
 	listener net.Listener
-	begun    func() ([]api.Step, error) // begin, once
 }
 
 // openAll opens what the guest boots from and its disks.
@@ -111,7 +109,6 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 	defer config.Close()
 	list = append(list, theirs)
 	m := &sporeMachine{}
-	m.begun = sync.OnceValues(m.begin)
 	c := api.Config{
 		Version: api.Version, ID: "bench", VCPUs: 1, Memory: memory, Log: api.NoFile, Entropy: api.NoFile, Balloon: !test, Test: test,
 		Boot: api.Boot{Initrd: api.NoFile, Cmdline: cmdline, Late: agent.LateHID}, Console: api.Console{Output: api.NoFile, Input: api.NoFile},
@@ -152,9 +149,6 @@ func startSpore(f files, memory int64, test bool) (*sporeMachine, error) {
 
 func (m *sporeMachine) agentReady(ctx context.Context) (net.Conn, error) {
 	defer context.AfterFunc(ctx, func() { m.listener.Close() })()
-	if _, err := m.begun(); err != nil {
-		return nil, err
-	}
 	conn, err := m.listener.Accept()
 	if err != nil {
 		return nil, fmt.Errorf("no call from the agent: %w: %w", agent.ErrLost, err)
@@ -163,9 +157,6 @@ func (m *sporeMachine) agentReady(ctx context.Context) (net.Conn, error) {
 }
 
 func (m *sporeMachine) dial(ctx context.Context, port uint32) (agent.Conn, error) {
-	if _, err := m.begun(); err != nil {
-		return nil, err
-	}
 	return m.broker.Dial(ctx, port)
 }
 

@@ -46,7 +46,7 @@ func putToSleepOn(s settings, memory int64, without []jailer.Layer, on *cable) (
 		return d, err
 	}
 	defer m.stop()
-	if _, err := m.begun(); err != nil {
+	if _, err := m.started(runLimit); err != nil {
 		return d, err
 	}
 	shape := fmt.Sprintf("%d-%v", memory>>20, on != nil)
@@ -104,9 +104,9 @@ func (m *sporeMachine) ask(op api.Op, out ...*os.File) error {
 	}
 }
 
-// begin waits until the machine is about to run, does to its process what a supervisor does then, and returns where its start-up time went.
-func (m *sporeMachine) begin() ([]api.Step, error) {
-	m.control.SetReadDeadline(time.Now().Add(runLimit))
+// started waits until the machine is about to run and returns where its start-up time went.
+func (m *sporeMachine) started(limit time.Duration) ([]api.Step, error) {
+	m.control.SetReadDeadline(time.Now().Add(limit))
 	var msg api.Message
 	if err := api.Receive(m.control, &msg); err != nil {
 		return nil, fmt.Errorf("wait for the start: %w", err)
@@ -114,7 +114,6 @@ func (m *sporeMachine) begin() ([]api.Step, error) {
 	if msg.Event == nil || msg.Event.Kind != api.EventStarted {
 		return nil, fmt.Errorf("wait for the start: got %+v", msg.Event)
 	}
-	m.process.Slacken()
 	return msg.Event.Steps, nil
 }
 
@@ -134,7 +133,7 @@ func wakeOnce(f files, memory int64) (s stamps, err error) {
 	}
 	defer func() { m.stop(); s.returned = since() }()
 	s.process = since()
-	if s.steps, err = m.begun(); err != nil {
+	if s.steps, err = m.started(runLimit); err != nil {
 		return s, err
 	}
 	s.running = since()

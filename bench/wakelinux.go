@@ -70,7 +70,7 @@ func sporeTemplate(f files, dir string) (dormant, error) {
 	if err := makeReady(m); err != nil {
 		return d, err
 	}
-	if _, err := m.begun(); err != nil {
+	if _, err := m.started(runLimit); err != nil {
 		return d, err
 	}
 	var out []*os.File

@@ -22,7 +22,6 @@ func (m *machine) readControl() {
 		case msg.Event != nil && msg.Event.Kind == api.EventStarted:
 			m.runs.Store(msg.Event.First)
 			m.running.Do(func() { m.steps = msg.Event.Steps; close(m.started) })
-			m.process.running()
 		case msg.Event != nil && msg.Event.Kind == api.EventExit:
 			m.end = *msg.Event
 		case msg.Reply != nil:

@@ -11,14 +11,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"spore/internal/sysmon"
 	"spore/jailer"
 	"spore/jailer/cgroup"
 	"spore/vmm/policy"
 )
 
 // env is the VMM's whole environment: its heap is a megabyte or two, which huge pages would round up to four, and it has a
-// processor for itself beside those of the vCPUs, until it needs more.
+// processor for itself beside those of the vCPUs.
 func (j Jail) env() []string {
 	return []string{"GODEBUG=disablethp=1", fmt.Sprintf("GOMAXPROCS=%d", j.CPUs+1)}
 }
@@ -90,10 +89,6 @@ func (j Jail) Start() (_ *Jailed, err error) {
 	}
 	return &Jailed{p, group}, nil
 }
-
-// Slacken lets the runtime's monitor oversleep in a VMM that has told that it waits or runs: its vCPUs' threads are always in a system
-// call, which the monitor would look at every 20 µs whenever the guest does anything. That it cannot be done costs only time.
-func (j *Jailed) Slacken() { _ = sysmon.Slacken(j.Pid) }
 
 // group makes the cgroup of the sandbox's name, or returns nil where there is none to be had and that is allowed.
 func (j Jail) group() (*cgroup.Group, error) {

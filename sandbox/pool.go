@@ -293,7 +293,6 @@ func (p *Pool) start(c Class) (_ *shellProcess, err error) {
 		return nil, errors.Join(fmt.Errorf("start shell: it says %+v", m.Event), err)
 	}
 	control.SetReadDeadline(time.Time{})
-	sh.Slacken()
 	return sh, nil
 }
 

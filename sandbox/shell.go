@@ -22,7 +22,6 @@ type vmmProcess interface {
 	wait() error // until nothing of it is left; how it ended, if not well
 	kill()
 	pid() int
-	running()                // it has told that its guest runs
 	missing() []jailer.Layer // of its jail
 }
 
@@ -42,7 +41,6 @@ func (o ownVMM) wait() error {
 
 func (o ownVMM) kill()                   { o.Kill() }
 func (o ownVMM) pid() int                { return o.Pid }
-func (o ownVMM) running()                { o.Slacken() }
 func (o ownVMM) missing() []jailer.Layer { return o.Missing }
 
 // shell is one that was taken out of the pool. The pool is its parent.
@@ -122,7 +120,6 @@ func (s *shell) discard() {
 
 func (s *shell) kill()                   { _ = unix.PidfdSendSignal(int(s.pidFD.Fd()), unix.SIGKILL, nil, 0) } // it may have ended
 func (s *shell) pid() int                { return s.reply.Pid }
-func (s *shell) running()                {} // its pool has done what is to be done
 func (s *shell) missing() []jailer.Layer { return s.reply.Missing }
 
 // AskPool asks the pool in dir for its figures: of shells, and of places on networks. ErrNoPool says that there is none.

@@ -113,7 +113,7 @@ func (m *Machine) addDisks(env Env) error {
 			log := block.NewWriteLog(image)
 			backend, m.written[c.ID] = log, log
 		}
-		model, err := block.New(block.Config{Backend: backend, ID: c.ID, ReadOnly: c.ReadOnly, Rate: rate.Rate(c.Rate), Workers: env.Waits})
+		model, err := block.New(block.Config{Backend: backend, ID: c.ID, ReadOnly: c.ReadOnly, Rate: rate.Rate(c.Rate)})
 		if err != nil {
 			return fmt.Errorf("disk %d: %w", i, err)
 		}

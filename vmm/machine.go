@@ -40,10 +40,6 @@ type Env struct {
 	// LogTable is where the table of kvm.LogSwitch has to be, because a filter names it; 0 is anywhere.
 	LogTable uintptr
 
-	// Waits is told of goroutines that begin (1) and end (-1) to wait for files in system calls while a guest runs. Any goroutine calls it;
-	// nil is nobody.
-	Waits func(change int)
-
 	Clock *timing.Clock // collects the steps of New; nil is none
 
 	filling bool // the VM is there already
@@ -81,9 +77,8 @@ type Machine struct {
 	logs      *kvm.LogSwitch             // of the RAM
 	logging   bool                       // who writes what to the RAM, for a live snapshot
 
-	confine func() error     // for the thread of each vCPU; nil is none
-	waits   func(change int) // Env.Waits, never nil
-	lead    bool             // the first vCPU's goroutine is the one that calls Lead
+	confine func() error // for the thread of each vCPU; nil is none
+	lead    bool         // the first vCPU's goroutine is the one that calls Lead
 
 	gate    *gate
 	running sync.WaitGroup // vCPU goroutines
@@ -157,15 +152,12 @@ func (m *Machine) Fill(cfg api.Config, env Env) error {
 
 func newMachine(cfg api.Config, env Env) *Machine {
 	m := &Machine{
-		cfg: cfg, log: env.Log, confine: env.Confine, waits: env.Waits, lead: env.Lead, gate: newGate(), ended: make(chan struct{}), written: map[string]*block.WriteLog{},
+		cfg: cfg, log: env.Log, confine: env.Confine, lead: env.Lead, gate: newGate(), ended: make(chan struct{}), written: map[string]*block.WriteLog{},
 		mmio:  bus{name: "memory"},
 		ports: bus{name: "port", fill: 0xff}, // an undriven bus reads as ones
 	}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
-	}
-	if m.waits == nil {
-		m.waits = func(int) {}
 	}
 	return m
 }

@@ -37,8 +37,6 @@ func (m *Machine) Save(ctx context.Context, stateFile, memory, pagemap *os.File,
 	copy(blocks, m.filled)
 	if live = live && m.state == Running; live {
 		defer m.endLog()
-		m.waits(1)
-		defer m.waits(-1)
 		if saved.Before, err = m.copyLive(ctx, memory, pagemap, blocks); err != nil {
 			return saved, fmt.Errorf("save machine: %w", err)
 		}

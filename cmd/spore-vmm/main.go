@@ -81,7 +81,7 @@ func run(unjailed bool) error {
 	if cfg.Control < 0 {
 		return errors.New("configuration names no control socket")
 	}
-	env := vmm.Env{Files: files, Shell: shell, Log: logger(cfg.ID, files, cfg.Log), Lead: true, Waits: newProcessors().change, Clock: clock}
+	env := vmm.Env{Files: files, Shell: shell, Log: logger(cfg.ID, files, cfg.Log), Lead: true, Clock: clock}
 	if !unjailed {
 		env.Confine, env.LogTable = confineVCPU, policy.LogTable
 	}

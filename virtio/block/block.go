@@ -43,10 +43,6 @@ type Config struct {
 	Rate     rate.Rate  // of requests; the zero value is no bound
 	Clock    rate.Clock // for Rate; nil is the machine's
 	Queues   int        // request queues, at most 16; 0 means 1
-
-	// Workers is told of goroutines that begin (1) and end (-1) to carry out requests which wait for the disk, in system calls. They call it
-	// themselves, before the first and after the last. nil is nobody.
-	Workers func(change int)
 }
 
 // Device is a virtio block device. It implements virtio.Device.
@@ -60,7 +56,6 @@ type Device struct {
 	queues   int
 	limit    *rate.Limiter // nil: no bound
 	clock    rate.Clock
-	workers  func(change int)
 	counters counters
 }
 
@@ -89,7 +84,6 @@ func New(cfg Config) (*Device, error) {
 		queues:   max(cfg.Queues, 1),
 		limit:    rate.NewLimiter(cfg.Rate, cfg.Clock),
 		clock:    cfg.Clock,
-		workers:  cfg.Workers,
 	}
 	copy(d.id[:], cfg.ID)
 	if cfg.ReadOnly {

@@ -241,10 +241,6 @@ func (s *server) dispatch(r *request) bool {
 
 // work is one worker: it executes requests until there are no more to come.
 func (s *server) work() {
-	if tell := s.d.workers; tell != nil {
-		tell(1)
-		defer tell(-1)
-	}
 	for r := range s.jobs {
 		status, _ := s.d.execute(r, s.g, false)
 		if s.finish(r, status, true) {

@@ -96,8 +96,7 @@ func TestBLK07_MoreRequestsThanWorkers(t *testing.T) {
 // Run returns only when what it took is given back; what it did not take stays on the ring for the next Run.
 func TestPauseWithRequestsInFlight(t *testing.T) {
 	g := newGate()
-	var workers atomic.Int32
-	d := newDevice(t, Config{Backend: g, Workers: func(change int) { workers.Add(int32(change)) }})
+	d := newDevice(t, Config{Backend: g})
 	r := newRing(t)
 	stop := r.run(d, allFeatures, nil)
 	for i := range slots {
@@ -105,17 +104,11 @@ func TestPauseWithRequestsInFlight(t *testing.T) {
 	}
 	r.submit(all()...)
 	eventually(t, "every request object waits", func() bool { return g.waiting.Load() == maxWorkers+1 })
-	if n := workers.Load(); n != maxWorkers {
-		t.Errorf("told of %d workers, want %d", n, maxWorkers)
-	}
 	stopped := make(chan error)
 	go func() { stopped <- stop() }()
 	close(g.open)
 	if err := <-stopped; err != nil {
 		t.Error(err)
-	}
-	if n := workers.Load(); n != 0 {
-		t.Errorf("told of %d workers when the run has ended", n)
 	}
 	if r.state.NextAvail != r.state.NextUsed || r.state.NextUsed < maxWorkers+1 {
 		t.Errorf("took %d chains, gave %d back", r.state.NextAvail, r.state.NextUsed)
