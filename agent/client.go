@@ -249,7 +249,7 @@ func Release(ctx context.Context, dial Dial) error {
 	return simple(ctx, dial, Request{Op: OpRelease}, nil)
 }
 
-// Rehearse makes the guest lay its agent's file together, and start and end the image's shell once, before it is copied: its copies answer
+// Rehearse makes the guest take up its late devices (LateHID), lay its agent's file together, and start and end the image's shell once, before it is copied: its copies answer
 // and start their commands sooner.
 func Rehearse(ctx context.Context, dial Dial) error {
 	return simple(ctx, dial, Request{Op: OpRehearse}, nil)

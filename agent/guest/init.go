@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spore/agent"
-	"spore/internal/sysmon"
 )
 
 // Run is PID 1's life. It returns only when the guest could not be set up.
@@ -21,7 +20,7 @@ func Run() error {
 	if err := early(); err != nil {
 		return err
 	}
-	_ = sysmon.Slacken(os.Getpid()) // a sixth of all exits of a wake were the monitor's; what it would find is held up by a request
+	slackenMonitor()
 	holdSignals()
 	conn, err := dialHost(agent.ControlPort)
 	if err != nil {

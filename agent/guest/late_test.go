@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -41,7 +42,11 @@ func TestLateDevices(t *testing.T) {
 		}
 		return string(b)
 	}
+	l.schedule(time.Hour)
 	l.attach()
+	if l.timer.Stop() {
+		t.Error("the timer still runs: every copy of the machine would wake for it")
+	}
 	for path, want := range map[string]string{mine: "virtio-mmio", other: "", bind: agent.LateHID + ":00"} {
 		if got := read(path); got != want {
 			t.Errorf("%s: %q, want %q", path, got, want)

@@ -46,7 +46,7 @@ var mayImport = map[string][]string{
 	"network/syscalls/...":  {"jailer/seccomp", "jailer/seccomp/export", "network/syscalls"},
 	"cmd/spore-net":         {"jailer", "jailer/seccomp", "network/api", "network/policy", "network/resolver", "network/proxy", "network/stack", "network/syscalls", "internal/..."},
 	"agent":                 {"internal/wire"},
-	"agent/...":             {"agent", "agent/...", "internal/wire", "internal/hugepage", "internal/sysmon"},
+	"agent/...":             {"agent", "agent/...", "internal/wire", "internal/hugepage"},
 	"emuhost/...":           {"emuhost/...", "internal/..."},
 	"doctor/...":            {"kvm", "guestmem", "jailer", "vmm/boot", "internal/..."},
 	"guest/...":             {"guest/..."},
